@@ -1,0 +1,63 @@
+# make demo   the whole backend on this machine, asked three questions
+# make test   all tests
+# `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+UV_VERSION := 0.13.8
+UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
+RUN := $(UV) run --frozen
+BENCHES := $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help sync demo up test check fmt protos bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.tools/bin/uv:
+	@echo "installing uv $(UV_VERSION) into .tools"
+	@mkdir -p .tools/bin
+	@$(PYTHON) -m venv .tools/venv 2>/dev/null && .tools/venv/bin/python -m pip install --quiet "uv==$(UV_VERSION)" \
+	  || $(PYTHON) -m pip install --quiet --target .tools/lib "uv==$(UV_VERSION)" \
+	  || { echo "Python has neither venv nor pip: install one of them (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@if [ -x .tools/venv/bin/uv ]; then ln -sf ../venv/bin/uv $@; else ln -sf ../lib/bin/uv $@; fi
+
+sync: $(filter .tools/bin/uv,$(UV)) ## install everything into .venv
+	@$(UV) sync --frozen
+
+demo: sync ## start everything, ingest examples/handbook, ask three questions, stop
+	@$(RUN) python examples/demo.py
+
+up: sync ## start everything and stay in the foreground
+	@$(RUN) plexus up
+
+test: sync ## all tests
+	@$(RUN) pytest -n 2 --dist loadfile
+
+check: sync ## what CI checks: format, lint, types, boundaries, protos
+	@$(RUN) ruff format --check .
+	@$(RUN) ruff check .
+	@$(RUN) mypy services clients/python tests tools
+	@$(RUN) lint-imports
+	@$(RUN) python tools/generate.py --check
+	@$(RUN) buf lint
+	@$(RUN) buf format -d --exit-code protos
+	@$(RUN) python tools/breaking.py
+
+fmt: sync ## format Python and protos
+	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix --exit-zero --quiet .
+	@$(RUN) python tools/generate.py >/dev/null
+	@$(RUN) buf format -w protos
+
+protos: sync ## regenerate generated/ from protos/
+	@$(RUN) python tools/generate.py
+
+bench: $(addprefix bench-,$(BENCHES)) ## all benchmarks
+
+bench-%: sync
+	@$(RUN) python benchmarks/$(subst -,_,$*).py
+
+clean: ## remove what was built (not the state of `plexus up`)
+	@rm -rf .venv .build .tools dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""The hand-written server side of Plexus."""

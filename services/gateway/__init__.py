@@ -1,0 +1,1 @@
+"""The edge: gateway/kong.yml rendered to Envoy."""

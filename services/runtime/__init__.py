@@ -1,0 +1,1 @@
+"""What every service shares: builder, lifecycle, configuration, errors, telemetry."""
