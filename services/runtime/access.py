@@ -1,0 +1,82 @@
+"""Who may call a method: mesh identities by intentions, end users by the groups named in the proto."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from google.protobuf import descriptor_pool
+
+from plexus.options.v1 import options_pb2
+from services.runtime.errors import PermissionDeniedError, UnauthenticatedError
+
+if TYPE_CHECKING:
+    from services.runtime.request import Request
+
+EDGE = "edge"
+"""Only this peer's word about the end user is believed."""
+SPIFFE_PREFIX = "spiffe://"
+
+
+class Authorizer(Protocol):
+    """Decides which services may call which methods."""
+
+    def allows(self, source: str, path: str) -> bool:
+        """Tell whether `source` (a service name) may call `path` (`/package.Service/Method`)."""
+        ...
+
+
+class AllowAll:
+    """No intentions: for tests of one service alone."""
+
+    def allows(self, source: str, path: str) -> bool:
+        """Allow."""
+        del source, path
+        return True
+
+
+def service_name(spiffe_id: str) -> str:
+    """The service of `spiffe://<trust domain>/ns/<ns>/dc/<dc>/svc/<service>`, else an empty string."""
+    head, _, name = spiffe_id.rpartition("/svc/")
+    return name if head.startswith(SPIFFE_PREFIX) and "/" not in name else ""
+
+
+@lru_cache(maxsize=1024)
+def access_of(path: str) -> options_pb2.Access:
+    """The access option of `/package.Service/Method`; the default rule if the method has none."""
+    service, _, method = path.removeprefix("/").rpartition("/")
+    try:
+        descriptor = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
+    except KeyError:
+        return options_pb2.Access()
+    return descriptor.GetOptions().Extensions[options_pb2.access]
+
+
+def check(request: Request, path: str, authorizer: Authorizer) -> None:
+    """Apply both rules to a call.
+
+    Raises:
+        UnauthenticatedError: No mesh identity, or an end user's call without a consumer.
+        PermissionDeniedError: No intention allows it, or the consumer has none of the groups.
+    """
+    if not request.peer:
+        raise UnauthenticatedError("the caller presented no mesh identity", reason="NO_IDENTITY")
+    if not authorizer.allows(request.peer, path):
+        raise PermissionDeniedError(
+            f"no intention allows {request.peer} to call {path}",
+            reason="INTENTION_DENIED",
+            metadata={"source": request.peer, "method": path},
+        )
+    if request.peer != EDGE:
+        return
+    access = access_of(path)
+    if access.anonymous:
+        return
+    if not request.consumer:
+        raise UnauthenticatedError("this method needs an authenticated consumer", reason="NO_CONSUMER")
+    if access.groups and request.groups.isdisjoint(access.groups):
+        raise PermissionDeniedError(
+            f"{request.consumer} is in none of the groups that may call this: {', '.join(access.groups)}",
+            reason="GROUP_REQUIRED",
+            metadata={"groups": ",".join(access.groups)},
+        )

@@ -1,0 +1,220 @@
+"""Configuration: environment, then plexus.yaml, then defaults; every value knows where it came from.
+
+`PLEXUS_<SECTION>__<KEY>` sets a key (`__` again for nested ones); `PLEXUS_<SECTION>__<KEY>_FILE` names a
+file whose content is the value, for secrets. `PLEXUS_CONFIG` names the YAML file; default: ./plexus.yaml.
+A section or key that nobody reads is an error: a typo must not silently become a default.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import platformdirs
+import yaml
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+
+from services.runtime.errors import FieldViolation, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+SECTIONS = (
+    "server",
+    "mesh",
+    "telemetry",
+    "gateway",
+    "vectors",
+    "storage",
+    "search",
+    "inference",
+    "queueing",
+    "knowledge",
+)
+"""Names of all sections; each is one Section model, owned by the package that reads it."""
+
+_PREFIX = "PLEXUS_"
+
+
+class Section(BaseModel):
+    """Base of a configuration section: frozen, unknown keys refused, attribute docstrings as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ServerConfig(Section):
+    """Bounds of every gRPC server."""
+
+    max_concurrent_calls: int = 1000
+    """Calls handled at once, streams included; one more gets RESOURCE_EXHAUSTED."""
+    max_message_bytes: int = 16 * 1024 * 1024
+    """Largest message taken or sent, after decompression."""
+    default_deadline_s: float = 300.0
+    """Deadline of a unary call whose caller set none."""
+    drain_s: float = 10.0
+    """How long running calls may go on at a stop."""
+    reflection: bool = False
+    """Serve gRPC reflection; for development only, it names every method to anyone with a certificate."""
+
+
+class MeshConfig(Section):
+    """Registration and identity."""
+
+    lease_s: float = 10.0
+    """An instance that has not renewed its registration for this long is gone."""
+    certificate_ttl_s: float = 24 * 3600.0
+    """Life of a certificate from the local CA; renewed at two thirds of it."""
+    intentions: Path | None = None
+    """Folder of service-intentions files; default: the ones shipped with Plexus."""
+
+
+class TelemetryConfig(Section):
+    """Logs and traces."""
+
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    log_format: str = "auto"
+    """json, console, or auto: console on a terminal."""
+    otlp_endpoint: str | None = None
+    """OTLP/HTTP endpoint of a collector; none: trace context is passed on and no span is exported."""
+    sample_ratio: float = 1.0
+    """Share of traces started here that are exported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One configuration value with its origin: the variable, the file, or `default`."""
+
+    key: str
+    value: str
+    source: str
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class Settings:
+    """All configured values, unvalidated, until a section's model reads its part."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None, file: Path | None = None) -> None:
+        """Read the environment and the file.
+
+        Args:
+            environment: Variables; the process's own by default.
+            file: The YAML file; default `PLEXUS_CONFIG`, else ./plexus.yaml if it exists.
+
+        Raises:
+            InvalidArgumentError: An unknown section, an unreadable file, or a value given twice.
+        """
+        env = os.environ if environment is None else environment
+        self._values: dict[str, dict[str, Any]] = {}
+        self._sources: dict[str, str] = {}
+        path = file or (Path(env["PLEXUS_CONFIG"]) if env.get("PLEXUS_CONFIG") else None)
+        if path is None and Path("plexus.yaml").is_file():
+            path = Path("plexus.yaml")
+        if path is not None:
+            self._read_file(path)
+        self._read_environment(env)
+
+    def _read_file(self, path: Path) -> None:
+        try:
+            content = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise InvalidArgumentError(f"{path}: {error}", reason="CONFIG_UNREADABLE") from error
+        if not isinstance(content, dict):
+            raise InvalidArgumentError(f"{path}: must be a mapping of sections", reason="CONFIG_INVALID")
+        for section, keys in content.items():
+            self._check_section(str(section), str(path))
+            if not isinstance(keys, dict):
+                raise InvalidArgumentError(
+                    f"{path}: {section} must be a mapping of keys", reason="CONFIG_INVALID"
+                )
+            self._values[section] = dict(keys)
+            for key in _leaves(keys):
+                self._sources[f"{section}.{key}"] = str(path)
+
+    def _read_environment(self, env: Mapping[str, str]) -> None:
+        for name in sorted(env):
+            if not name.startswith(_PREFIX) or "__" not in name:
+                continue
+            section, *keys = name[len(_PREFIX) :].lower().split("__")
+            if section == "test":
+                continue  # PLEXUS_TEST_… belongs to the test suite
+            self._check_section(section, name)
+            value: str = env[name]
+            if keys[-1].endswith("_file"):
+                keys[-1] = keys[-1].removesuffix("_file")
+                try:
+                    value = Path(value).read_text().rstrip("\n")
+                except OSError as error:
+                    raise InvalidArgumentError(f"{name}: {error}", reason="CONFIG_UNREADABLE") from error
+            target = self._values.setdefault(section, {})
+            for key in keys[:-1]:
+                target = target.setdefault(key, {})
+            target[keys[-1]] = value
+            self._sources[".".join((section, *keys))] = name
+
+    @staticmethod
+    def _check_section(section: str, where: str) -> None:
+        if section not in SECTIONS:
+            known = ", ".join(SECTIONS)
+            raise InvalidArgumentError(
+                f"{where}: unknown section {section!r}; known: {known}", reason="CONFIG_UNKNOWN_SECTION"
+            )
+
+    def section(self, name: str, model: type[SectionT]) -> SectionT:
+        """Validate one section.
+
+        Raises:
+            InvalidArgumentError: Unknown keys or wrong values, each with its source.
+        """
+        try:
+            return model.model_validate(self._values.get(name, {}))
+        except ValidationError as error:
+            violations = []
+            for problem in error.errors(include_url=False, include_input=False):
+                key = ".".join((name, *map(str, problem["loc"])))
+                source = self._sources.get(key, "configuration")
+                violations.append(FieldViolation(key, f"{problem['msg']} (from {source})"))
+            text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+            raise InvalidArgumentError(text, violations=violations, reason="CONFIG_INVALID") from error
+
+    def explain(self, name: str, model: type[Section]) -> list[Explained]:
+        """List a section's values with their sources; secrets are masked."""
+        values = self.section(name, model)
+        rows = []
+        for key, field in type(values).model_fields.items():
+            value = getattr(values, key)
+            shown = (
+                "********" if isinstance(value, SecretStr) or "SecretStr" in str(field.annotation) else value
+            )
+            full = f"{name}.{key}"
+            source = next(
+                (self._sources[s] for s in self._sources if s == full or s.startswith(full + ".")), "default"
+            )
+            rows.append(Explained(full, "" if shown is None else str(shown), source))
+        return rows
+
+
+def _leaves(keys: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def default_state_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """The folder that holds everything Plexus keeps: `PLEXUS_STATE`, else the user's data folder."""
+    env = os.environ if environment is None else environment
+    configured = env.get("PLEXUS_STATE")
+    return Path(configured) if configured else Path(platformdirs.user_data_dir("plexus"))
+
+
+def project_file(relative: str) -> Path:
+    """A file or folder that ships with Plexus, such as gateway/kong.yml, in a checkout or a wheel."""
+    root = Path(__file__).resolve().parents[2]
+    checkout = root / relative
+    return checkout if checkout.exists() else root / "services" / "_project" / relative

@@ -1,0 +1,30 @@
+"""The call in progress: who calls, on whose behalf, until when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from plexus.client.propagation import CallContext, call_context
+
+
+@dataclass(slots=True)
+class Request(CallContext):
+    """Facts of the call being handled, beyond what is handed on to further calls.
+
+    Attributes:
+        peer: Service name from the caller's SPIFFE id; empty if it presented none.
+        peer_id: The whole SPIFFE id.
+        consumer: End user or application, as verified by the edge; empty for calls from within the mesh.
+        groups: The consumer's groups.
+    """
+
+    peer: str = ""
+    peer_id: str = ""
+    consumer: str = ""
+    groups: frozenset[str] = frozenset()
+
+
+def current() -> Request:
+    """The call in progress; outside a call an empty Request, with no peer and no deadline."""
+    return cast("Request | None", call_context.get()) or Request()

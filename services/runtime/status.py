@@ -1,0 +1,104 @@
+"""The one table between domain errors and gRPC statuses (google.aip.dev/193), in both directions."""
+
+from __future__ import annotations
+
+import math
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from services.runtime import errors
+
+DOMAIN = "plexus"
+"""ErrorInfo.domain of every error made here."""
+DETAILS_KEY = "grpc-status-details-bin"
+
+CODES: dict[type[errors.PlexusError], grpc.StatusCode] = {
+    errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.OutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
+    errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AbortedError: grpc.StatusCode.ABORTED,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
+    errors.DataLossError: grpc.StatusCode.DATA_LOSS,
+}
+_CLASSES = {code: kind for kind, code in CODES.items()}
+
+
+def code_of(error: errors.PlexusError) -> grpc.StatusCode:
+    """The status code of a domain error; INTERNAL for the base class."""
+    for kind in type(error).__mro__:
+        if kind in CODES:
+            return CODES[kind]
+    return grpc.StatusCode.INTERNAL
+
+
+def _pack(message: object) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)  # type: ignore[arg-type]  # google.rpc messages ship without stubs
+    return packed
+
+
+def to_status(error: errors.PlexusError, request_id: str = "") -> status_pb2.Status:
+    """The google.rpc.Status of a domain error: ErrorInfo, BadRequest, RetryInfo, RequestInfo."""
+    details = [
+        _pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    ]
+    if isinstance(error, errors.InvalidArgumentError) and error.violations:
+        details.append(
+            _pack(
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(
+                            field=violation.field, description=violation.description
+                        )
+                        for violation in error.violations
+                    ]
+                )
+            )
+        )
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(math.ceil(error.retry_after_s * 1000))
+        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    if request_id:
+        details.append(_pack(error_details_pb2.RequestInfo(request_id=request_id)))
+    code: int = code_of(error).value[0]
+    return status_pb2.Status(code=code, message=error.message, details=details)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError, *, dependency: str) -> errors.PlexusError:
+    """The domain error that another service's failure means here.
+
+    Its code, message, reason and metadata are kept; UNAVAILABLE gets the dependency's name, and what the
+    callee did not explain (UNKNOWN, INTERNAL) becomes INTERNAL here too.
+    """
+    code = error.code()
+    message = error.details() or code.name
+    reason: str | None = None
+    metadata: dict[str, str] = {}
+    violations: list[errors.FieldViolation] = []
+    for key, value in error.trailing_metadata() or ():
+        if key != DETAILS_KEY:
+            continue
+        for detail in status_pb2.Status.FromString(value).details:
+            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+            if detail.Unpack(info):
+                reason, metadata = info.reason, dict(info.metadata)
+            elif detail.Unpack(bad):
+                violations = [errors.FieldViolation(v.field, v.description) for v in bad.field_violations]
+    kind = _CLASSES.get(code)
+    if kind is errors.UnavailableError:
+        return errors.UnavailableError(f"{dependency} is unavailable", dependency=dependency, reason=reason)
+    if kind is errors.InvalidArgumentError:
+        return errors.InvalidArgumentError(message, violations=violations, reason=reason, metadata=metadata)
+    if kind is None:
+        return errors.PlexusError(f"{dependency} failed", metadata={"dependency": dependency})
+    return kind(message, reason=reason, metadata=metadata)

@@ -1,0 +1,62 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import grpc
+import grpc.aio
+import pytest
+
+from services.runtime.access import AllowAll, Authorizer
+from services.runtime.config import ServerConfig
+from services.runtime.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+
+class Serve(Protocol):
+    """Runs servicers behind the full interceptor chain on a free port, as `serve` below."""
+
+    def __call__(
+        self,
+        add: Callable[[grpc.aio.Server], Any],
+        *,
+        peer: str = "cli",
+        config: ServerConfig | None = None,
+        authorizer: Authorizer | None = None,
+    ) -> AbstractAsyncContextManager[grpc.aio.Channel]: ...
+
+
+@asynccontextmanager
+async def _serve(
+    add: Callable[[grpc.aio.Server], Any],
+    *,
+    peer: str = "cli",
+    config: ServerConfig | None = None,
+    authorizer: Authorizer | None = None,
+) -> AsyncIterator[grpc.aio.Channel]:
+    config = config or ServerConfig()
+    pipeline = Pipeline("test", config, authorizer or AllowAll(), trusted_peer=peer)
+    sizes = [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+    ]
+    server = grpc.aio.server(interceptors=[pipeline], options=sizes)
+    add(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=sizes) as channel:
+            yield channel
+    finally:
+        await server.stop(grace=1)
+
+
+@pytest.fixture
+def serve() -> Serve:
+    """`async with serve(add_servicers) as channel:`; the caller counts as the mesh service `peer`."""
+    return _serve

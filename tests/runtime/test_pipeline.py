@@ -1,0 +1,250 @@
+"""The interceptor chain, over a real server, with the health service's methods as the RPCs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.api import httpbody_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from plexus.client.propagation import call_context
+from services.runtime import errors, status
+from services.runtime.config import ServerConfig
+from services.runtime.request import current
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.conftest import Serve
+
+DOMAIN_ERRORS = [kind("a message", reason="SOME_REASON") for kind in status.CODES]
+
+
+class DenyAll:
+    def allows(self, source: str, path: str) -> bool:
+        del source, path
+        return False
+
+
+def _bytes(message: bytes) -> bytes:
+    return message
+
+
+def handlers(
+    unary: Callable[[bytes], Any] | None = None, stream: Callable[[bytes], AsyncIterator[Any]] | None = None
+) -> Callable[[grpc.aio.Server], None]:
+    """Adds /test.Echo/{Unary,Stream,ClientStream,Both} that call the given coroutine or generator."""
+
+    async def unary_unary(request: bytes, _context: Any) -> Any:
+        assert unary is not None
+        return await unary(request)
+
+    async def stream_unary(requests: AsyncIterator[bytes], _context: Any) -> Any:
+        assert unary is not None
+        return await unary(b"".join([part async for part in requests]))
+
+    async def unary_stream(request: bytes, _context: Any) -> AsyncIterator[Any]:
+        assert stream is not None
+        async for part in stream(request):
+            yield part
+
+    async def stream_stream(requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[Any]:
+        assert stream is not None
+        async for part in stream(b"".join([part async for part in requests])):
+            yield part
+
+    def serialize(message: Any) -> bytes:
+        return message if isinstance(message, bytes) else bytes(message.SerializeToString())
+
+    def add(server: grpc.aio.Server) -> None:
+        kinds = {
+            "Unary": grpc.unary_unary_rpc_method_handler(unary_unary, _bytes, _bytes),
+            "ClientStream": grpc.stream_unary_rpc_method_handler(stream_unary, _bytes, _bytes),
+            "Stream": grpc.unary_stream_rpc_method_handler(unary_stream, _bytes, serialize),
+            "Both": grpc.stream_stream_rpc_method_handler(stream_stream, _bytes, serialize),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", kinds),))
+
+    return add
+
+
+async def _call(channel: Any, kind: str, request: bytes = b"x", **kwargs: Any) -> Any:
+    if kind == "Unary":
+        return await channel.unary_unary("/test.Echo/Unary")(request, **kwargs)
+    if kind == "ClientStream":
+        return await channel.stream_unary("/test.Echo/ClientStream")(iter([request]), **kwargs)
+    if kind == "Stream":
+        return [part async for part in channel.unary_stream("/test.Echo/Stream")(request, **kwargs)]
+    return [part async for part in channel.stream_stream("/test.Echo/Both")(iter([request]), **kwargs)]
+
+
+KINDS = ["Unary", "ClientStream", "Stream", "Both"]
+
+
+def _raising(error: Exception) -> Callable[[grpc.aio.Server], None]:
+    async def unary(_request: bytes) -> bytes:
+        raise error
+
+    async def stream(_request: bytes) -> AsyncIterator[bytes]:
+        if error:
+            raise error
+        yield b""
+
+    return handlers(unary, stream)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", DOMAIN_ERRORS, ids=lambda error: type(error).__name__)
+async def test_each_domain_error_reaches_the_caller_with_code_reason_and_message(
+    serve: Serve, kind: str, error: errors.PlexusError
+) -> None:
+    async with serve(_raising(error)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, kind)
+    assert caught.value.code() is status.code_of(error)
+    back = status.from_rpc_error(caught.value, dependency="echo")
+    assert type(back) is type(error)
+    assert back.reason == "SOME_REASON"
+    if not isinstance(error, errors.UnavailableError):
+        assert back.message == "a message"
+
+
+async def test_field_violations_and_retry_delay_travel(serve: Serve) -> None:
+    bad = errors.InvalidArgumentError("wrong", violations=[errors.FieldViolation("points[3].vector", "NaN")])
+    async with serve(_raising(bad)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, "Unary")
+    back = status.from_rpc_error(caught.value, dependency="echo")
+    assert isinstance(back, errors.InvalidArgumentError)
+    assert back.violations == bad.violations
+
+    busy = errors.ResourceExhaustedError("full", retry_after_s=1.5)
+    details = status.to_status(busy).details
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in details)
+    assert retry.retry_delay.ToMilliseconds() == 1500
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_unexpected_error_is_internal_with_an_id_and_no_text(serve: Serve, kind: str) -> None:
+    async with serve(_raising(ValueError("password=hunter2"))) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, kind)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "hunter2" not in str(caught.value.details())
+    answer = status_pb2.Status.FromString(dict(caught.value.trailing_metadata() or ())[status.DETAILS_KEY])
+    info = error_details_pb2.ErrorInfo()
+    assert answer.details[0].Unpack(info)
+    assert len(info.metadata["error_id"]) == 32
+
+
+async def test_a_denied_caller_is_refused_before_the_handler_runs(serve: Serve) -> None:
+    ran = []
+
+    async def unary(request: bytes) -> bytes:
+        ran.append(request)
+        return request
+
+    async with serve(handlers(unary), authorizer=DenyAll()) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, "Unary")
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert ran == []
+
+
+async def test_a_caller_without_identity_is_refused(serve: Serve) -> None:
+    async with serve(_raising(ValueError()), peer="") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, "Unary")
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(("peer", "expected"), [("edge", b"ann|a,b"), ("knowledge", b"|")])
+async def test_consumer_headers_are_believed_only_from_the_edge(
+    serve: Serve, peer: str, expected: bytes
+) -> None:
+    async def unary(_request: bytes) -> bytes:
+        return f"{current().consumer}|{','.join(sorted(current().groups))}".encode()
+
+    headers = (("x-consumer-username", "ann"), ("x-consumer-groups", "a, b"))
+    async with serve(handlers(unary), peer=peer) as channel:
+        assert await _call(channel, "Unary", metadata=headers) == expected
+
+
+async def test_the_edge_cannot_call_for_nobody(serve: Serve) -> None:
+    async def unary(request: bytes) -> bytes:
+        return request
+
+    async with serve(handlers(unary), peer="edge") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, "Unary")
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_calls_beyond_the_bound_are_refused_and_room_comes_back(serve: Serve) -> None:
+    inside, leave = asyncio.Event(), asyncio.Event()
+
+    async def unary(request: bytes) -> bytes:
+        inside.set()
+        await leave.wait()
+        return request
+
+    async with serve(handlers(unary), config=ServerConfig(max_concurrent_calls=1)) as channel:
+        first = asyncio.ensure_future(_call(channel, "Unary"))
+        await inside.wait()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, "Unary")
+        leave.set()
+        assert await first == b"x"
+        assert await _call(channel, "Unary") == b"x"
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_call_without_deadline_gets_the_servers(serve: Serve) -> None:
+    async def unary(_request: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async with serve(handlers(unary), config=ServerConfig(default_deadline_s=0.05)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, "Unary")
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_the_remaining_time_and_request_id_are_known_in_the_handler(serve: Serve) -> None:
+    async def unary(_request: bytes) -> bytes:
+        context = call_context.get()
+        assert context is not None
+        remaining = context.remaining_s()
+        assert remaining is not None
+        assert 0 < remaining <= 21
+        return context.request_id.encode()
+
+    async with serve(handlers(unary)) as channel:
+        answer = await _call(channel, "Unary", timeout=20, metadata=(("x-request-id", "r-1"),))
+    assert answer == b"r-1"
+
+
+@pytest.mark.parametrize(("peer", "poisoned"), [("edge", True), ("cli", False)])
+async def test_a_download_that_fails_midway_ends_in_a_frame_the_edge_cannot_parse(
+    serve: Serve, peer: str, poisoned: bool
+) -> None:
+    async def stream(_request: bytes) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        yield httpbody_pb2.HttpBody(data=b"first")
+        raise errors.DataLossError("damaged")
+
+    parts: list[bytes] = []
+
+    async def download(channel: Any) -> None:
+        call = channel.unary_stream("/test.Echo/Stream")
+        async for part in call(b"", metadata=(("x-consumer-username", "ann"),)):
+            parts.append(part)  # noqa: PERF401 - kept although the stream fails
+
+    async with serve(handlers(stream=stream), peer=peer) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await download(channel)
+    assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+    assert (parts[-1] == b"\xff\xff\xff\xff") is poisoned
