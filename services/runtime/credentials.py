@@ -53,4 +53,9 @@ def server_credentials(identity: IdentityFiles) -> grpc.ServerCredentials:
         seen = now
         return read()
 
-    return grpc.dynamic_ssl_server_credentials(read(), fetch, require_client_authentication=True)
+    # None keeps the present configuration, as grpc documents; the type stubs do not know.
+    return grpc.dynamic_ssl_server_credentials(
+        read(),
+        fetch,  # type: ignore[arg-type]
+        require_client_authentication=True,
+    )

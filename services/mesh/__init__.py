@@ -1,0 +1,1 @@
+"""The control plane: registry, identities, intentions, and xDS made from them."""

@@ -1,0 +1,1 @@
+"""Registration of service instances and their discovery."""

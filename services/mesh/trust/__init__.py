@@ -1,0 +1,1 @@
+"""Identities: where a process gets its certificate from and how it stays fresh."""

@@ -1,0 +1,90 @@
+"""Consul's precedence and default deny; the shipped intentions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from services.mesh import intentions
+from services.mesh.intentions import IntentionTable, ServiceIntentions
+from services.runtime.config import project_file
+from services.runtime.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def table(text: str) -> IntentionTable:
+    return IntentionTable.of(ServiceIntentions.model_validate(entry) for entry in yaml.safe_load_all(text))
+
+
+RULES = """
+Kind: service-intentions
+Name: pay
+Sources:
+  - {Name: web, Action: allow}
+  - Name: batch
+    Permissions:
+      - {Action: deny, HTTP: {PathExact: /pay.Pay/Refund}}
+      - {Action: allow, HTTP: {PathPrefix: /pay.Pay/}}
+  - {Name: "*", Action: deny}
+---
+Kind: service-intentions
+Name: "*"
+Sources:
+  - {Name: monitor, Action: allow}
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "path", "allowed", "rule"),
+    [
+        ("web", "pay", "/pay.Pay/Charge", True, "web -> pay"),
+        ("batch", "pay", "/pay.Pay/Refund", False, "batch -> pay [0]"),
+        ("batch", "pay", "/pay.Pay/Charge", True, "batch -> pay [1]"),
+        ("batch", "pay", "/other.X/Y", False, "batch -> pay (no permission matches)"),
+        ("monitor", "pay", "/pay.Pay/Charge", False, "* -> pay"),
+        ("monitor", "orders", "/o.O/List", True, "monitor -> *"),
+        ("web", "orders", "/o.O/List", False, "default deny"),
+    ],
+)
+def test_the_most_specific_rule_decides(
+    source: str, destination: str, path: str, allowed: bool, rule: str
+) -> None:
+    decision = table(RULES).decide(source, destination, path)
+    assert (decision.allowed, decision.rule) == (allowed, rule)
+
+
+def test_a_regex_must_match_the_whole_path() -> None:
+    rules = table(
+        "{Kind: service-intentions, Name: a, Sources: [{Name: b, Permissions:"
+        " [{Action: allow, HTTP: {PathRegex: '/a.A/Get.*'}}]}]}"
+    )
+    assert rules.decide("b", "a", "/a.A/GetIt").allowed
+    assert not rules.decide("b", "a", "/x/a.A/GetIt").allowed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{Kind: service-intentions, Name: a, Sources: [{Name: b}]}",
+        "{Kind: service-intentions, Name: a, Sources: [{Name: b, Action: maybe}]}",
+        "{Kind: service-intentions, Name: a, Sources: [{Name: b, Action: allow, Colour: red}]}",
+        "{Kind: service-defaults, Name: a, Sources: []}",
+    ],
+)
+def test_an_invalid_file_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(InvalidArgumentError, match=r"bad\.yaml"):
+        intentions.load(tmp_path)
+
+
+def test_shipped_intentions_let_the_edge_in_and_nobody_else_but_the_named() -> None:
+    shipped = intentions.load(project_file("consul/intentions"))
+    for service in ("vectors", "storage", "search", "inference", "queueing", "knowledge"):
+        assert shipped.decide("edge", service, "/x/y").allowed
+        assert not shipped.decide("stranger", service, "/x/y").allowed
+    assert not shipped.decide("storage", "vectors", "/x/y").allowed
+    assert shipped.decide("knowledge", "vectors", "/x/y").allowed
