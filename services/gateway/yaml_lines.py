@@ -1,0 +1,61 @@
+"""YAML with positions: plain data beside the line of every value, for errors that point to the spot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+Path = tuple["str | int", ...]
+
+
+class YamlError(ValueError):
+    """The text is no YAML, or a mapping names a key twice."""
+
+
+class _Constructor(yaml.SafeLoader):
+    """Builds plain values from nodes that are composed already."""
+
+
+def load(text: str) -> tuple[Any, dict[Path, int]]:
+    """Parse `text`.
+
+    Returns:
+        The data, and for the path of each value (`("services", 0, "name")`) its line, counted from 1.
+
+    Raises:
+        YamlError: Syntax errors and repeated keys, with the line.
+    """
+    loader = _Constructor(text)
+    lines: dict[Path, int] = {}
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {(): 1}
+        return _value(loader, node, (), lines), lines
+    except yaml.YAMLError as error:
+        raise YamlError(str(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _value(loader: _Constructor, node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
+    lines[path] = node.start_mark.line + 1
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(loader, child, (*path, index), lines) for index, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        data: dict[Hashable, Any] = {}
+        for key_node, child in node.value:
+            key = loader.construct_object(key_node)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise YamlError(f"line {line}: the key {key!r} is not a text")
+            if key in data:
+                raise YamlError(f"line {line}: {key!r} is given twice")
+            data[key] = _value(loader, child, (*path, key), lines)
+            lines[(*path, key)] = line
+        return data
+    return loader.construct_object(node, deep=True)
