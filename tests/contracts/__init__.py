@@ -1,0 +1,1 @@
+"""One suite for each domain Protocol; a backend's test module subclasses it."""
