@@ -288,7 +288,7 @@ def parse(text: str, *, name: str = "kong.yml") -> Kong:
 
 def _problem(name: str, data: Any, lines: dict[yaml_lines.Path, int], item: dict[str, Any]) -> str:
     """One problem as `file:line: path: reason`."""
-    path: list[str | int] = Field(default_factory=list)
+    path: list[str | int] = []
     line = 1
     node = data
     location = item["loc"]
