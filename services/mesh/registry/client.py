@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -21,6 +21,7 @@ from services.runtime.status import from_rpc_error
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
 
+    from plexus.client.channel import MeshChannel
     from services.mesh.registry.domain import Health, Instance, Registry
 
 T = TypeVar("T")
@@ -34,8 +35,8 @@ _RETRY_MIN_S, _RETRY_MAX_S = 0.05, 2.0
 class RemoteRegistry:
     """The Registry of a control plane."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
+    def __init__(self, channel: grpc.aio.Channel | MeshChannel) -> None:
+        self._stub = registry_pb2_grpc.RegistryServiceStub(cast("grpc.aio.Channel", channel))
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         """See Registry."""

@@ -1,0 +1,227 @@
+"""A service process: identity, server, registration and the order in which they start and stop.
+
+Start: certificate, dependencies (the service's own `compose`), server, registration, then SERVING.
+Stop: NOT_SERVING, deregistration, bounded drain, background loops, what `compose` opened, in reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from prometheus_client import start_http_server
+
+from plexus.client.channel import Mesh
+from services.mesh.bootstrap import write_bootstrap
+from services.mesh.intentions import IntentionAuthorizer
+from services.mesh.registry.client import Registration, RemoteRegistry
+from services.mesh.registry.domain import Instance
+from services.mesh.trust.local import LocalCertificateSource
+from services.runtime import telemetry
+from services.runtime.config import MeshConfig, Section, ServerConfig, Settings, TelemetryConfig, project_file
+from services.runtime.credentials import server_credentials
+from services.runtime.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from pathlib import Path
+
+    from services.mesh.trust.domain import Identity
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+VERSION = version("plexus-mesh")
+
+
+class ServiceRuntime:
+    """What a service gets to build itself from, and the owner of its background loops."""
+
+    def __init__(
+        self, *, name: str, state_dir: Path, settings: Settings, server: grpc.aio.Server, mesh: Mesh
+    ) -> None:
+        self.name = name
+        self.state_dir = state_dir
+        self.data_dir = state_dir / "data" / name
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.server = server
+        self.mesh = mesh
+        self.log = structlog.get_logger(f"services.{name}")
+        self._settings = settings
+        self._loops: set[asyncio.Task[Any]] = set()
+        self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def config(self, model: type[SectionT]) -> SectionT:
+        """The service's own configuration section, validated."""
+        return self._settings.section(self.name, model)
+
+    def spawn(self, work: Coroutine[Any, Any, object], *, name: str) -> asyncio.Task[Any]:
+        """Run a background loop until the service stops; if it crashes, so does the process.
+
+        A loop that ends in silence is how a service stays SERVING and does nothing; the supervisor's restart
+        is the better answer.
+        """
+        task = asyncio.create_task(work, name=name)
+        self._loops.add(task)
+        task.add_done_callback(self._loop_ended)
+        return task
+
+    def _loop_ended(self, task: asyncio.Task[Any]) -> None:
+        self._loops.discard(task)
+        if task.cancelled() or self.crashed.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self.log.error("background_loop_crashed", loop=task.get_name(), exc_info=error)
+            self.crashed.set_exception(error)
+
+    async def cancel_loops(self) -> None:
+        """Cancel the background loops and wait for their ends."""
+        loops = list(self._loops)
+        for task in loops:
+            task.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service's name, its composition root and the proto services whose health it reports.
+
+    Attributes:
+        name: Mesh name, as in `xds:///<name>`.
+        compose: Opens engines on the stack and adds servicers to `runtime.server`.
+        proto_services: Full names, such as `plexus.vectors.v1.VectorsService`.
+    """
+
+    name: str
+    compose: Callable[[ServiceRuntime, AsyncExitStack], Awaitable[None]]
+    proto_services: tuple[str, ...]
+
+
+def message_limits(config: ServerConfig) -> list[tuple[str, int]]:
+    """Channel arguments for the configured message bound."""
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+    ]
+
+
+async def serve(
+    service: Service,
+    *,
+    state_dir: Path,
+    control_port: int,
+    ready: Callable[[], None],
+    stop: asyncio.Event,
+) -> None:
+    """Run a service until `stop` is set.
+
+    Args:
+        service: What to run.
+        state_dir: Folder of all state.
+        control_port: Loopback port of the control plane (registry and ADS).
+        ready: Called once the service is registered and SERVING.
+        stop: Set it to stop in order.
+    """
+    settings = Settings()
+    server_config = settings.section("server", ServerConfig)
+    mesh_config = settings.section("mesh", MeshConfig)
+    telemetry_config = settings.section("telemetry", TelemetryConfig)
+    telemetry.configure_logging(service.name, telemetry_config)
+    tracer, stop_tracing = telemetry.configure_tracing(service.name, telemetry_config)
+    source, identity = join_mesh(service.name, state_dir, control_port, mesh_config.certificate_ttl_s)
+
+    async with AsyncExitStack() as stack:
+        stack.callback(stop_tracing)
+        mesh = await stack.enter_async_context(Mesh())
+        folder = mesh_config.intentions or project_file("consul/intentions")
+        authorizer = IntentionAuthorizer(folder, destination=service.name)
+        pipeline = Pipeline(service.name, server_config, authorizer, tracer=tracer)
+        server = grpc.aio.server(interceptors=[pipeline], options=message_limits(server_config))
+        health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        runtime = ServiceRuntime(
+            name=service.name, state_dir=state_dir, settings=settings, server=server, mesh=mesh
+        )
+        stack.push_async_callback(runtime.cancel_loops)
+        runtime.spawn(source.rotate(lambda _identity: None), name="certificate-rotation")
+        metrics_port = _serve_metrics(stack)
+
+        await service.compose(runtime, stack)
+        if server_config.reflection:
+            from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - development only
+
+            reflection.enable_server_reflection((*service.proto_services, reflection.SERVICE_NAME), server)
+        port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
+        await server.start()
+        instance = Instance(
+            id=f"{service.name}-1",
+            service=service.name,
+            address="127.0.0.1",
+            port=port,
+            version=VERSION,
+            meta={"pid": str(os.getpid()), "metrics": f"127.0.0.1:{metrics_port}"},
+        )
+        registration = Registration(
+            RemoteRegistry(mesh.channel("control")), instance, lease_s=mesh_config.lease_s
+        )
+        renewal = runtime.spawn(registration.run(), name="registration")
+        try:
+            await _first(registration.registered.wait(), stop.wait(), runtime.crashed)
+            if not stop.is_set():
+                for name in ("", *service.proto_services):
+                    await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+                ready()
+                runtime.log.info("serving", port=port, pid=os.getpid())
+            await _first(stop.wait(), runtime.crashed)
+        finally:
+            started = time.monotonic()
+            await health.enter_graceful_shutdown()
+            renewal.cancel()
+            await registration.deregister()
+            await server.stop(server_config.drain_s)
+            runtime.log.info("stopped", seconds=round(time.monotonic() - started, 2))
+
+
+def join_mesh(
+    service: str, state_dir: Path, control_port: int, ttl_s: float
+) -> tuple[LocalCertificateSource, Identity]:
+    """Get this process its identity, and gRPC its xDS bootstrap, before the first channel is made."""
+    source = LocalCertificateSource(state_dir, service, ttl_s)
+    identity = source.ensure()
+    node_id = f"{service}-{os.getpid()}"
+    bootstrap = write_bootstrap(identity.cert_path.parent, f"localhost:{control_port}", node_id)
+    # gRPC reads the variable once, at the first xds channel of the process.
+    os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
+    return source, identity
+
+
+def _serve_metrics(stack: AsyncExitStack) -> int:
+    """Serve /metrics on a free loopback port until the stack closes; return the port."""
+    server, thread = start_http_server(0, addr="127.0.0.1")
+    stack.callback(server.server_close)
+    stack.callback(thread.join)
+    stack.callback(server.shutdown)
+    return server.server_port
+
+
+async def _first(*waits: Any) -> None:
+    """Wait for the first of several, raising its error; those created here are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task, wait in zip(tasks, waits, strict=True):
+            if task is not wait and not task.done():
+                task.cancel()
