@@ -1,0 +1,178 @@
+"""up, down, status, logs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from services.cli import observe
+from services.cli.supervisor import backend, control, rundir
+from services.runtime.errors import DeadlineExceededError, NotFoundError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LOCK_WAIT_S = 20.0
+"""How long `up` waits for processes of a killed supervisor to end."""
+START_WAIT_S = 120.0
+DOWN_WAIT_S = 60.0
+_FOLLOW_POLL_S = 0.2
+
+
+def version() -> str:
+    """The installed version."""
+    return metadata.version("plexus-mesh")
+
+
+def up(state_dir: Path, host: str, port: int, *, detach: bool) -> dict[str, Any] | None:
+    """Start everything; in the foreground until a signal or `plexus down`, detached until all serve.
+
+    Raises:
+        PlexusError: Already running, the port is taken, or (detached) the start failed.
+    """
+    run_dir = rundir.RunDir(state_dir.resolve())
+    run_dir.create()
+    if rundir.is_locked(run_dir) and _answers(run_dir):
+        lock = rundir.acquire_lock(run_dir, 0)  # raises, naming who holds it
+        raise AssertionError(lock)
+    rundir.check_http_port(host, port)
+
+    def supervise(tell: Callable[[dict[str, Any]], None], console: Any) -> None:
+        lock = rundir.acquire_lock(run_dir, LOCK_WAIT_S)
+        _supervise(run_dir, lock, port, tell, console)
+
+    if not detach:
+        supervise(lambda _: None, sys.stdout)
+        return None
+    from services.cli.supervisor.detach import run_detached  # noqa: PLC0415 - only here
+
+    return run_detached(lambda tell: supervise(tell, None), run_dir.log_file("supervisor"), START_WAIT_S)
+
+
+def _answers(run_dir: rundir.RunDir) -> bool:
+    try:
+        control.ask(run_dir.socket, "status")
+    except UnavailableError:
+        return False
+    return True
+
+
+def _supervise(
+    run_dir: rundir.RunDir,
+    lock: int,  # noqa: ARG001 - held open by its number; children inherit it on purpose
+    port: int,
+    tell: Callable[[dict[str, Any]], None],
+    console: Any,
+) -> None:
+    from services.cli.supervisor.supervisor import Supervisor  # noqa: PLC0415 - `status` does not need it
+
+    holder, control_port = rundir.hold_control_port(run_dir)
+    for problem in backend.preload():
+        print(problem, file=sys.stderr)  # noqa: T201 - the supervisor's own log or terminal
+    if (threads := backend.thread_count()) > 1:
+        print(f"{threads} threads before the fork: an import started them", file=sys.stderr)  # noqa: T201 - as above
+    url = f"http://127.0.0.1:{port}"
+    facts = {"state_dir": str(run_dir.state_dir), "edge": url, "version": version()}
+    with holder:
+        Supervisor(
+            backend.specs(run_dir.state_dir, port, control_port),
+            run_dir,
+            console=console,
+            on_ready=lambda: tell({"edge": url}),
+            facts=facts,
+            hold=[holder.fileno()],
+        ).run()
+
+
+def down(state_dir: Path, progress: Callable[[str], None]) -> None:
+    """Stop everything in order and wait until the last process has ended.
+
+    Raises:
+        UnavailableError: Nothing runs.
+        DeadlineExceededError: Processes are left after the bound.
+    """
+    run_dir = rundir.RunDir(state_dir.resolve())
+    for answer in control.call(run_dir.socket, {"command": "down"}, timeout_s=DOWN_WAIT_S):
+        if "service" in answer:
+            progress(f"{answer['service']} stopped")
+    deadline = time.monotonic() + DOWN_WAIT_S
+    while rundir.is_locked(run_dir):
+        if time.monotonic() > deadline:
+            raise DeadlineExceededError("some processes do not end: see `plexus logs supervisor`")
+        time.sleep(_FOLLOW_POLL_S / 4)
+
+
+def status(state_dir: Path) -> dict[str, Any]:
+    """Everything `plexus status --json` prints.
+
+    Raises:
+        UnavailableError: Nothing runs.
+    """
+    answer = control.ask(rundir.RunDir(state_dir.resolve()).socket, "status")
+    by_session = observe.sessions()
+    for row in answer["services"]:
+        pid = row["pid"]
+        row["version"] = answer["version"]
+        row["pss_bytes"] = None if pid is None else observe.session_pss_bytes(pid, by_session)
+        if row["address"] is None and pid is not None:
+            row["address"] = next(iter(observe.listening(pid)), None)
+    supervisor = {"pid": answer.pop("pid"), "uptime_s": answer.pop("uptime_s")}
+    supervisor["pss_bytes"] = observe.pss_bytes(supervisor["pid"])
+    answer["supervisor"] = supervisor
+    answer["pss_bytes"] = sum(row["pss_bytes"] or 0 for row in [*answer["services"], supervisor])
+    answer["ready"] = all(row["state"] == "serving" for row in answer["services"])
+    return answer
+
+
+def logs(state_dir: Path, name: str | None, lines: int, *, follow: bool) -> Iterator[tuple[str, str]]:
+    """The last lines of one log or of all, and with `follow` what is added, as (name, line).
+
+    Raises:
+        NotFoundError: No such log.
+    """
+    run_dir = rundir.RunDir(state_dir.resolve())
+    known = sorted(path.stem for path in run_dir.logs.glob("*.log"))
+    if name is not None and name not in known:
+        raise NotFoundError(
+            f"no log of {name!r}; there are: {', '.join(known) or 'none yet, start with `plexus up`'}"
+        )
+    tails = {each: _Tail(run_dir.log_file(each)) for each in ([name] if name else known)}
+    for each, tail in tails.items():
+        for line in deque(tail.read(), maxlen=lines):
+            yield each, line
+    while follow:
+        quiet = True
+        for each, tail in tails.items():
+            for line in tail.read():
+                quiet = False
+                yield each, line
+        if quiet:
+            time.sleep(_FOLLOW_POLL_S)
+
+
+class _Tail:
+    """Reads what was added to a file, across its rotation."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+        self._inode = 0
+        self._rest = b""
+
+    def read(self) -> list[str]:
+        try:
+            with self._path.open("rb") as file:
+                inode = self._path.stat().st_ino
+                if inode != self._inode:
+                    self._inode, self._position = inode, 0
+                file.seek(self._position)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        self._position += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line.decode(errors="replace") for line in lines]

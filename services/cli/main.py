@@ -1,0 +1,112 @@
+"""The command line: arguments in, one function call, output out. Heavy imports wait for the command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.runtime.errors import PlexusError
+
+app = typer.Typer(
+    name="plexus",
+    help="An AI backend in one command: vectors, storage, search, inference, queueing and knowledge.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StateOption = Annotated[
+    Path | None,
+    typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _state(given: Path | None) -> Path:
+    from services.runtime.config import default_state_dir  # noqa: PLC0415 - pydantic is slow to import
+
+    return given if given is not None else default_state_dir()
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def up(
+    state: StateOption = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="HTTP port of the edge. Default: PLEXUS_GATEWAY__PORT, else 8000.", min=1, max=65535
+        ),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when everything serves.")] = False,
+) -> None:
+    """Start everything and keep it running."""
+    from services.cli import lifecycle  # noqa: PLC0415 - see the module's docstring
+    from services.cli.settings import edge_address  # noqa: PLC0415 - the same
+
+    host, http_port = edge_address(port)
+    if detach:
+        typer.echo("starting…", err=True)
+    report = lifecycle.up(_state(state), host, http_port, detach=detach)
+    if report is not None:
+        typer.echo(f"Plexus serves at {report['edge']} (docs: {report['edge']}/docs; stop: plexus down)")
+
+
+@app.command()
+def down(state: StateOption = None) -> None:
+    """Drain and stop everything, in order."""
+    from services.cli import lifecycle  # noqa: PLC0415 - see the module's docstring
+
+    lifecycle.down(_state(state), lambda line: typer.echo(line, err=True))
+
+
+@app.command()
+def status(state: StateOption = None, as_json: JsonOption = False) -> None:
+    """Show each process: state, address, pid, memory, uptime."""
+    from services.cli import lifecycle  # noqa: PLC0415 - see the module's docstring
+
+    answer = lifecycle.status(_state(state))
+    if as_json:
+        _print_json(answer)
+        return
+    from services.cli.tables import status_table  # noqa: PLC0415 - rich is slow to import
+
+    status_table(answer)
+
+
+@app.command()
+def logs(
+    service: Annotated[str | None, typer.Argument(help="One process; default: all.")] = None,
+    state: StateOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Last lines of each log.", min=0)] = 50,
+) -> None:
+    """Show what the processes logged."""
+    from services.cli import lifecycle  # noqa: PLC0415 - see the module's docstring
+    from services.cli.supervisor.logs import readable  # noqa: PLC0415 - the same
+
+    show = readable if sys.stdout.isatty() else str
+    for name, line in lifecycle.logs(_state(state), service, lines, follow=follow):
+        typer.echo(show(line) if service else f"{name:<10} | {show(line)}")
+
+
+def main() -> None:
+    """Run the command: exit code 1 with one line for errors, 2 for wrong usage."""
+    try:
+        app()
+    except PlexusError as error:
+        typer.echo(f"plexus: {error.message}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # `plexus logs | head`: the reader has what it wanted
+        sys.exit(0)

@@ -1,0 +1,62 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_MIB = 1024 * 1024
+_STYLES = {"serving": "green", "backoff": "red", "starting": "yellow", "stopping": "yellow"}
+
+
+def status_table(answer: dict[str, Any]) -> None:
+    """Print `plexus status`."""
+    table = Table(box=None, header_style="bold")
+    for heading in ("SERVICE", "STATE", "ADDRESS", "PID", "MEMORY", "UPTIME", "RESTARTS", ""):
+        table.add_column(
+            heading, justify="right" if heading in {"PID", "MEMORY", "UPTIME", "RESTARTS"} else "left"
+        )
+    for row in answer["services"]:
+        style = _STYLES.get(row["state"], "")
+        note = ""
+        if row["state"] == "backoff":
+            loop = "crash loop, " if row["crash_looping"] else ""
+            note = (
+                f"{loop}{row['last_exit']}; again in {row['retry_in_s']:.0f} s; plexus logs {row['service']}"
+            )
+        table.add_row(
+            row["service"],
+            f"[{style}]{row['state']}[/{style}]" if style else row["state"],
+            row["address"] or "",
+            str(row["pid"] or ""),
+            _memory(row["pss_bytes"]),
+            _span(row["uptime_s"]),
+            str(row["restarts"]),
+            note,
+        )
+    own = answer["supervisor"]
+    table.add_row(
+        "supervisor", "", "", str(own["pid"]), _memory(own["pss_bytes"]), _span(own["uptime_s"]), "", ""
+    )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{answer['edge']}   {answer['pss_bytes'] / _MIB:.0f} MiB   {answer['state_dir']}", style="dim"
+    )
+
+
+def _memory(size: int | None) -> str:
+    return "" if size is None else f"{size / _MIB:.0f} MiB"
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    whole = int(seconds)
+    if whole < 60:  # noqa: PLR2004 - seconds in a minute
+        return f"{whole}s"
+    minutes, whole = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{whole:02}s"
