@@ -1,0 +1,105 @@
+"""The control plane: registry and ADS on one mTLS port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from plexus.registry.v1 import registry_pb2_grpc
+from services.mesh import ads
+from services.mesh.bootstrap import write_bootstrap
+from services.mesh.intentions import IntentionAuthorizer
+from services.mesh.registry.client import Registration
+from services.mesh.registry.domain import Instance
+from services.mesh.registry.local import LocalRegistry
+from services.mesh.registry.servicer import RegistryServicer
+from services.mesh.snapshot import build
+from services.mesh.trust.local import LocalCertificateSource
+from services.runtime import telemetry
+from services.runtime.config import MeshConfig, ServerConfig, Settings, TelemetryConfig, project_file
+from services.runtime.credentials import server_credentials
+from services.runtime.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+NAME = "control"
+SERVICES = (NAME, "vectors", "storage", "search", "inference", "queueing", "knowledge")
+"""Published from the start; any other service appears when it registers."""
+DEBOUNCE_S = 0.02
+"""Changes in quick succession, as at a start, become one push."""
+
+
+async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asyncio.Event) -> None:
+    """Run the control plane until `stop` is set.
+
+    Args:
+        state_dir: Folder of all state.
+        port: Loopback port; the same over restarts, since clients read it once.
+        ready: Called once it answers.
+        stop: Set it to stop.
+    """
+    settings = Settings()
+    server_config = settings.section("server", ServerConfig)
+    mesh_config = settings.section("mesh", MeshConfig)
+    telemetry_config = settings.section("telemetry", TelemetryConfig)
+    telemetry.configure_logging(NAME, telemetry_config)
+    log = structlog.get_logger("services.mesh")
+
+    source = LocalCertificateSource(state_dir, NAME, mesh_config.certificate_ttl_s)
+    identity = source.ensure()
+    # An identity for the command and for any gRPC client that this user runs.
+    visitor = LocalCertificateSource(state_dir, "cli", mesh_config.certificate_ttl_s)
+    write_bootstrap(visitor.ensure().cert_path.parent, f"localhost:{port}", "cli")
+
+    folder = state_dir / "data" / NAME
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    authorizer = IntentionAuthorizer(
+        mesh_config.intentions or project_file("consul/intentions"), destination=NAME
+    )
+    server = grpc.aio.server(interceptors=[Pipeline(NAME, server_config, authorizer)])
+    snapshots = ads.Snapshots()
+
+    async with AsyncExitStack() as stack:
+        registry = await stack.enter_async_context(LocalRegistry(folder / "catalogue.json"))
+        snapshots.publish(build(await registry.instances(), SERVICES))
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
+        ads.add_to_server(snapshots, server)
+        health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
+        own = Instance(
+            id="control-1", service=NAME, address="127.0.0.1", port=port, meta={"pid": str(os.getpid())}
+        )
+        await server.start()
+        async with asyncio.TaskGroup() as tasks:
+            loops = [
+                tasks.create_task(_publish(registry, snapshots)),
+                tasks.create_task(Registration(registry, own, lease_s=mesh_config.lease_s).run()),
+                tasks.create_task(source.rotate(lambda _identity: None)),
+                tasks.create_task(visitor.rotate(lambda _identity: None)),
+            ]
+            await health.set("", health_pb2.HealthCheckResponse.SERVING)
+            ready()
+            log.info("serving", port=port, pid=os.getpid())
+            await stop.wait()
+            await health.enter_graceful_shutdown()
+            # ADS streams never end by themselves; clients keep what they have and reconnect.
+            await server.stop(grace=0.2)
+            for loop in loops:
+                loop.cancel()
+    log.info("stopped")
+
+
+async def _publish(registry: LocalRegistry, snapshots: ads.Snapshots) -> None:
+    async for _ in registry.watch():
+        await asyncio.sleep(DEBOUNCE_S)
+        snapshots.publish(build(await registry.instances(), SERVICES))
