@@ -98,6 +98,58 @@ def logs(
         typer.echo(show(line) if service else f"{name:<10} | {show(line)}")
 
 
+@app.command()
+def token(
+    consumer: Annotated[str, typer.Option(help="Consumer as named in gateway/kong.yml.")] = "demo",
+    ttl: Annotated[str, typer.Option(help="Life: 90s, 15m, 1h or 7d.")] = "1h",
+    state: StateOption = None,
+) -> None:
+    """Print a JSON Web Token for the public API."""
+    from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
+    from services.gateway.credentials import CredentialStore  # noqa: PLC0415 - the same
+
+    typer.echo(CredentialStore(_state(state)).mint_token(consumer, seconds(ttl)))
+
+
+@app.command()
+def config(as_json: JsonOption = False) -> None:
+    """Print every configuration value and where it comes from; secrets are masked."""
+    from services.cli.explain import explain  # noqa: PLC0415 - see the module's docstring
+
+    rows = explain()
+    if as_json:
+        _print_json([{"key": row.key, "value": row.value, "source": row.source} for row in rows])
+        return
+    width = max(len(row.key) for row in rows)
+    for row in rows:
+        typer.echo(f"{row.key:<{width}}  {row.value or '-'}  [{row.source}]")
+
+
+@app.command()
+def doctor(state: StateOption = None, as_json: JsonOption = False) -> None:
+    """Check this machine: Python, packages, configuration, disk, models, certificates, ports, edge."""
+    from services.cli import doctor as checks  # noqa: PLC0415 - see the module's docstring
+    from services.cli.settings import edge_address  # noqa: PLC0415 - the same
+
+    try:
+        host, port = edge_address(None)
+    except PlexusError:
+        host, port = "127.0.0.1", 0  # the configuration check reports it
+    findings = checks.examine(_state(state), host, port)
+    report = checks.as_json(findings)
+    if as_json:
+        _print_json(report)
+    else:
+        for finding in findings:
+            mark = {"ok": "✓", "warning": "!", "failure": "✗"}[finding.level]
+            typer.echo(
+                f"{mark} {finding.check}: {finding.detail}"
+                + (f" → {finding.remedy}" if finding.remedy else "")
+            )
+    if not report["healthy"]:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command: exit code 1 with one line for errors, 2 for wrong usage."""
     try:
@@ -110,3 +162,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # `plexus logs | head`: the reader has what it wanted
         sys.exit(0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"plexus: {where}{error.strerror or error}: see `plexus doctor`", err=True)
+        sys.exit(1)

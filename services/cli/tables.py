@@ -9,22 +9,23 @@ from rich.table import Table
 
 _MIB = 1024 * 1024
 _STYLES = {"serving": "green", "backoff": "red", "starting": "yellow", "stopping": "yellow"}
+_HEADINGS = ("SERVICE", "STATE", "ADDRESS", "PID", "MEMORY", "UPTIME", "RESTARTS")
+_RIGHT = {"PID", "MEMORY", "UPTIME", "RESTARTS"}
 
 
 def status_table(answer: dict[str, Any]) -> None:
     """Print `plexus status`."""
     table = Table(box=None, header_style="bold")
-    for heading in ("SERVICE", "STATE", "ADDRESS", "PID", "MEMORY", "UPTIME", "RESTARTS", ""):
-        table.add_column(
-            heading, justify="right" if heading in {"PID", "MEMORY", "UPTIME", "RESTARTS"} else "left"
-        )
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right" if heading in _RIGHT else "left", no_wrap=True)
+    notes = []
     for row in answer["services"]:
         style = _STYLES.get(row["state"], "")
-        note = ""
         if row["state"] == "backoff":
             loop = "crash loop, " if row["crash_looping"] else ""
-            note = (
-                f"{loop}{row['last_exit']}; again in {row['retry_in_s']:.0f} s; plexus logs {row['service']}"
+            notes.append(
+                f"{row['service']}: {loop}{row['last_exit']}, starts again in {row['retry_in_s']:.0f} s; "
+                f"see `plexus logs {row['service']}`"
             )
         table.add_row(
             row["service"],
@@ -34,17 +35,17 @@ def status_table(answer: dict[str, Any]) -> None:
             _memory(row["pss_bytes"]),
             _span(row["uptime_s"]),
             str(row["restarts"]),
-            note,
         )
     own = answer["supervisor"]
     table.add_row(
-        "supervisor", "", "", str(own["pid"]), _memory(own["pss_bytes"]), _span(own["uptime_s"]), "", ""
+        "supervisor", "", "", str(own["pid"]), _memory(own["pss_bytes"]), _span(own["uptime_s"]), ""
     )
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(
-        f"{answer['edge']}   {answer['pss_bytes'] / _MIB:.0f} MiB   {answer['state_dir']}", style="dim"
-    )
+    for note in notes:
+        console.print(note, style="red")
+    total = f"{answer['pss_bytes'] / _MIB:.0f} MiB"
+    console.print(f"{answer['edge']}   {total}   {answer['state_dir']}", style="dim")
 
 
 def _memory(size: int | None) -> str:

@@ -12,6 +12,8 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from services.runtime.errors import PlexusError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -74,6 +76,8 @@ def run_child(run: Run, parent: int, ready_fd: int, log_fd: int, close: Iterable
         gc.enable()
         asyncio.run(_main(run, parent, ready_fd))
         code = 0
+    except PlexusError as error:  # such as a wrong configuration: one line says it all
+        print(f"{error.reason}: {error.message}", file=sys.stderr)  # noqa: T201 - the child's own log
     except BaseException:  # noqa: BLE001 - the process ends here; the log must say why
         traceback.print_exc()
     finally:

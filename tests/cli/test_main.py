@@ -1,0 +1,134 @@
+"""The command as a user types it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import jwt
+import pytest
+
+from services.cli.durations import seconds
+from services.gateway.credentials import CredentialStore
+from services.runtime.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMMAND = [sys.executable, "-c", "from services.cli.main import main; main()"]
+
+
+def plexus(state: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PLEXUS_")}
+    return subprocess.run(  # noqa: S603 - our own command
+        [*COMMAND, *arguments],
+        env=inherited | {"PLEXUS_STATE": str(state)} | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert not result.stdout
+    return result.stderr
+
+
+@pytest.mark.parametrize("command", [("status",), ("down",), ("status", "--json")])
+def test_commands_for_a_running_plexus_say_in_one_line_how_to_start_it(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    assert "plexus up" in one_line(plexus(tmp_path, *command))
+
+
+def test_up_on_a_taken_port_says_in_one_line_how_to_take_another(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert "--port" in one_line(plexus(tmp_path, "up", "--port", str(port)))
+        assert "--port" in one_line(plexus(tmp_path, "up", PLEXUS_GATEWAY__PORT=str(port)))
+
+
+def test_wrong_usage_exits_with_2(tmp_path: Path) -> None:
+    assert plexus(tmp_path, "up", "--port", "0").returncode == 2
+    assert plexus(tmp_path, "fly").returncode == 2
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['plexus', '--help']\n"
+        "from services.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('grpc', 'pydantic', 'cryptography', 'httpx', 'yaml') if m in sys.modules])"
+    )
+    result = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path
+    )
+    assert result.stdout.endswith("[]\n")
+
+
+def test_a_token_names_its_consumer_and_ends_when_asked(tmp_path: Path) -> None:
+    credential = CredentialStore(tmp_path).ensure(["demo"])["demo"][0]
+    result = plexus(tmp_path, "token", "--consumer", "demo", "--ttl", "90s")
+    assert result.returncode == 0
+    claims: dict[str, Any] = jwt.decode(result.stdout.strip(), str(credential.secret), algorithms=["HS256"])
+    assert claims["sub"] == "demo"
+    assert claims["exp"] - claims["iat"] == 90
+
+
+def test_a_token_for_an_unknown_consumer_names_the_known_ones(tmp_path: Path) -> None:
+    CredentialStore(tmp_path).ensure(["demo"])
+    assert "demo" in one_line(plexus(tmp_path, "token", "--consumer", "nobody"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90", 90), ("90s", 90), ("1.5m", 90), ("1h", 3600), ("2d", 172800)]
+)
+def test_spans_of_time(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1s", "1w", "1 h 2"])
+def test_nonsense_is_no_span_of_time(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="1h"):
+        seconds(text)
+
+
+def test_config_names_each_values_source(tmp_path: Path) -> None:
+    file = tmp_path / "plexus.yaml"
+    file.write_text("telemetry: {log_level: debug}\n")
+    result = plexus(tmp_path, "config", "--json", PLEXUS_CONFIG=str(file), PLEXUS_SERVER__DRAIN_S="3")
+    rows = {row["key"]: (row["value"], row["source"]) for row in json.loads(result.stdout)}
+    assert rows["telemetry.log_level"] == ("debug", str(file))
+    assert rows["server.drain_s"] == ("3.0", "PLEXUS_SERVER__DRAIN_S")
+    assert rows["mesh.lease_s"] == ("10.0", "default")
+
+
+def test_a_wrong_configuration_is_one_line_that_names_the_variable(tmp_path: Path) -> None:
+    assert "PLEXUS_SERVER__DRAIN_S" in one_line(plexus(tmp_path, "config", PLEXUS_SERVER__DRAIN_S="soon"))
+
+
+def test_doctor_finds_a_taken_port_and_a_wrong_configuration(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = plexus(
+            tmp_path, "doctor", "--json", PLEXUS_GATEWAY__PORT=port, PLEXUS_SERVER__DRAIN_S="soon"
+        )
+    assert result.returncode == 1
+    report = json.loads(result.stdout)
+    assert not report["healthy"]
+    failures = {finding["check"]: finding for finding in report["findings"] if finding["level"] == "failure"}
+    assert port in failures["port"]["detail"]
+    assert "PLEXUS_SERVER__DRAIN_S" in failures["configuration"]["detail"]
+    assert all(finding["remedy"] for finding in (failures["port"], failures["configuration"]))
