@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import deque
@@ -70,6 +71,7 @@ def _supervise(
 ) -> None:
     from services.cli.supervisor.supervisor import Supervisor  # noqa: PLC0415 - `status` does not need it
 
+    began = time.monotonic()
     holder, control_port = rundir.hold_control_port(run_dir)
     for problem in backend.preload():
         print(problem, file=sys.stderr)  # noqa: T201 - the supervisor's own log or terminal
@@ -85,6 +87,7 @@ def _supervise(
             on_ready=lambda: tell({"edge": url}),
             facts=facts,
             hold=[holder.fileno()],
+            began=began,
         ).run()
 
 
@@ -114,18 +117,28 @@ def status(state_dir: Path) -> dict[str, Any]:
     """
     answer = control.ask(rundir.RunDir(state_dir.resolve()).socket, "status")
     by_session = observe.sessions()
+    addresses = _registered(state_dir)
     for row in answer["services"]:
         pid = row["pid"]
         row["version"] = answer["version"]
         row["pss_bytes"] = None if pid is None else observe.session_pss_bytes(pid, by_session)
         if row["address"] is None and pid is not None:
-            row["address"] = next(iter(observe.listening(pid)), None)
+            row["address"] = addresses.get(pid)
     supervisor = {"pid": answer.pop("pid"), "uptime_s": answer.pop("uptime_s")}
     supervisor["pss_bytes"] = observe.pss_bytes(supervisor["pid"])
     answer["supervisor"] = supervisor
     answer["pss_bytes"] = sum(row["pss_bytes"] or 0 for row in [*answer["services"], supervisor])
     answer["ready"] = all(row["state"] == "serving" for row in answer["services"])
     return answer
+
+
+def _registered(state_dir: Path) -> dict[int, str]:
+    """Addresses by pid, from the catalogue that the control plane keeps on disk."""
+    try:
+        instances = json.loads((state_dir / "data" / "control" / "catalogue.json").read_text())["instances"]
+        return {int(each["meta"]["pid"]): f"{each['address']}:{each['port']}" for each in instances}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # not written yet
 
 
 def logs(state_dir: Path, name: str | None, lines: int, *, follow: bool) -> Iterator[tuple[str, str]]:

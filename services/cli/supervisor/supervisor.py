@@ -39,6 +39,7 @@ class Supervisor:
         on_ready: Called once, when all processes serve for the first time.
         facts: Added to the answer of `status`.
         hold: Descriptors that children must not keep.
+        began: Monotonic time from which the start is counted; now by default.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Supervisor:
         on_ready: Callable[[], None] | None = None,
         facts: dict[str, Any] | None = None,
         hold: Sequence[int] = (),
+        began: float | None = None,
     ) -> None:
         self._timing = timing or Timing()
         self._processes = [Process(spec, policy or RestartPolicy()) for spec in specs]
@@ -72,7 +74,7 @@ class Supervisor:
         self._stop_phase: int | None = None
         self._stopping = False
         self._streams: dict[int, tuple[str, LineBuffer]] = {}
-        self._began = time.time()
+        self._began = time.monotonic() if began is None else began
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -181,7 +183,8 @@ class Supervisor:
             return
         if READY in data and process.ready_fd == descriptor:
             process.ready()
-            self._say(f"{process.spec.name} is serving (pid {process.pid})")
+            after = time.monotonic() - self._began
+            self._say(f"{process.spec.name} is serving (pid {process.pid}, {after:.2f} s)")
             if self._start_phase is not None and all(
                 p.state is State.SERVING
                 for p in self._processes
@@ -189,7 +192,7 @@ class Supervisor:
             ):
                 self._advance_start()
             if self._on_ready is not None and all(p.state is State.SERVING for p in self._processes):
-                self._say(f"ready in {time.time() - self._began:.1f} s")
+                self._say(f"ready in {time.monotonic() - self._began:.1f} s")
                 on_ready, self._on_ready = self._on_ready, None
                 on_ready()
         if not data:
@@ -293,7 +296,7 @@ class Supervisor:
         if command == "status":
             return {
                 "pid": os.getpid(),
-                "uptime_s": round(time.time() - self._began, 3),
+                "uptime_s": round(time.monotonic() - self._began, 3),
                 "stopping": self._stopping,
                 **self._facts,
                 "services": [process.describe() for process in self._processes],
