@@ -88,3 +88,9 @@ def test_shipped_intentions_let_the_edge_in_and_nobody_else_but_the_named() -> N
         assert not shipped.decide("stranger", service, "/x/y").allowed
     assert not shipped.decide("storage", "vectors", "/x/y").allowed
     assert shipped.decide("knowledge", "vectors", "/x/y").allowed
+
+
+def test_the_control_plane_may_ask_for_health_and_nothing_else() -> None:
+    shipped = intentions.load(project_file("consul/intentions"))
+    assert shipped.decide("control", "vectors", "/grpc.health.v1.Health/Check").allowed
+    assert not shipped.decide("control", "vectors", "/plexus.vectors.v1.VectorsService/Search").allowed

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from plexus.registry.v1 import registry_pb2_grpc
 from services.mesh.registry.client import Registration, RemoteRegistry
-from services.mesh.registry.domain import Instance
+from services.mesh.registry.domain import Health, Instance
 from services.mesh.registry.local import LocalRegistry
 from services.mesh.registry.servicer import RegistryServicer
 from services.runtime.errors import InvalidArgumentError, PermissionDeniedError
@@ -49,6 +51,19 @@ class TestRemoteRegistry(RegistryContract):
         with pytest.raises(PermissionDeniedError):
             await registry.register(instance(service="storage"), lease_s=LEASE_S)
 
+    async def test_a_service_cannot_touch_what_another_registered(
+        self, registry: Registry, local: LocalRegistry
+    ) -> None:
+        foreign = instance(service="storage")
+        await local.register(foreign, lease_s=LEASE_S)
+        with pytest.raises(PermissionDeniedError):
+            await registry.register(replace(instance(), id=foreign.id), lease_s=LEASE_S)
+        with pytest.raises(PermissionDeniedError):
+            await registry.keep_alive(foreign.id, Health.NOT_SERVING)
+        with pytest.raises(PermissionDeniedError):
+            await registry.deregister(foreign.id)
+        assert await registry.instances() == [foreign]
+
 
 async def test_a_restarted_registry_still_knows_everyone_for_a_lease(tmp_path: Path) -> None:
     file = tmp_path / "catalogue.json"
@@ -61,6 +76,39 @@ async def test_a_restarted_registry_still_knows_everyone_for_a_lease(tmp_path: P
             async for now in registry.watch():
                 if now == [instance()]:
                     break
+
+
+async def test_a_short_lease_ends_on_time_beside_a_long_one(local: LocalRegistry) -> None:
+    await local.register(instance(1), lease_s=LEASE_S)
+    for _ in range(5):
+        await asyncio.sleep(0)  # lets the expiry begin its wait for the long one
+    await local.register(instance(2), lease_s=0.2)
+    async with asyncio.timeout(5):
+        async for now in local.watch():
+            if now == [instance(1)]:
+                break
+
+
+async def test_a_control_plane_that_was_stopped_expires_nobody_when_it_goes_on(
+    local: LocalRegistry,
+) -> None:
+    await local.register(instance(1), lease_s=LEASE_S)
+    long_ago = time.monotonic() - 60
+    local._expiry["vectors-1"] = local._next_end = long_ago
+    local._end_leases()
+    assert await local.instances() == [instance(1)]
+    local._expiry["vectors-1"] = local._next_end = time.monotonic() - 0.1
+    local._end_leases()
+    assert await local.instances() == []
+
+
+async def test_a_catalogue_that_cannot_be_written_does_not_stop_the_registry(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    async with LocalRegistry(folder / "catalogue.json") as registry:
+        folder.rmdir()
+        await registry.register(instance(), lease_s=LEASE_S)
+        assert await registry.instances() == [instance()]
 
 
 async def test_a_damaged_catalogue_does_not_stop_the_start(tmp_path: Path) -> None:

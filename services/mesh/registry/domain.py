@@ -79,7 +79,7 @@ class Registry(Protocol):
     """Where services say that they run and learn where others do."""
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
-        """Add an instance, or replace the one of the same id; durable on return.
+        """Add an instance, or replace the one of the same id.
 
         Raises:
             ResourceExhaustedError: The registry is full.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Self
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MIN_LEASE_S, MAX_LEASE_S = 0.1, 600.0
+_STALL_S = 1.0
+"""Expiry that comes this late was held up, and so were the renewals: everyone gets the time back."""
 
 
 class LocalRegistry:
@@ -39,7 +40,9 @@ class LocalRegistry:
         self._leases: dict[str, float] = {}
         self._expiry: dict[str, float] = {}
         self._changed = asyncio.Event()
-        self._earliest = asyncio.Event()
+        self._shorter = asyncio.Event()  # a lease ends earlier than the expiry waits for
+        self._next_end = float("inf")
+        self._saved = True
         self._task: asyncio.Task[None] | None = None
         self._load()
 
@@ -107,8 +110,10 @@ class LocalRegistry:
         return sorted(found, key=lambda entry: (entry.service, entry.id))
 
     def _renew(self, instance_id: str) -> None:
-        self._expiry[instance_id] = time.monotonic() + self._leases[instance_id]
-        self._earliest.set()
+        end = time.monotonic() + self._leases[instance_id]
+        self._expiry[instance_id] = end
+        if end < self._next_end:
+            self._shorter.set()
 
     def _remove(self, instance_id: str) -> bool:
         self._leases.pop(instance_id, None)
@@ -122,18 +127,30 @@ class LocalRegistry:
 
     async def _expire(self) -> None:
         while True:
-            self._earliest.clear()
-            now = time.monotonic()
-            late = [instance_id for instance_id, end in self._expiry.items() if end <= now]
-            for instance_id in late:
-                self._remove(instance_id)
-                log.warning("lease_expired", instance=instance_id)
-            if late:
-                self._publish()
-            if not self._expiry:
-                await self._earliest.wait()
+            self._shorter.clear()
+            self._next_end = min(self._expiry.values(), default=float("inf"))
+            wait_s = None if not self._expiry else max(0.01, self._next_end - time.monotonic())
+            try:
+                await asyncio.wait_for(self._shorter.wait(), wait_s)
                 continue
-            await asyncio.sleep(max(0.01, min(self._expiry.values()) - time.monotonic()))
+            except TimeoutError:
+                self._end_leases()
+
+    def _end_leases(self) -> None:
+        now = time.monotonic()
+        held_up_s = now - self._next_end
+        if held_up_s > _STALL_S:
+            # This process was stopped or starved, and the renewals of all wait in its sockets.
+            log.warning("expiry_held_up", seconds=round(held_up_s, 1))
+            for instance_id in self._expiry:
+                self._renew(instance_id)
+            return
+        late = [instance_id for instance_id, end in self._expiry.items() if end <= now]
+        for instance_id in late:
+            self._remove(instance_id)
+            log.warning("lease_expired", instance=instance_id)
+        if late:
+            self._publish()
 
     def _load(self) -> None:
         try:
@@ -157,8 +174,14 @@ class LocalRegistry:
             {**asdict(instance), "lease_s": self._leases[instance.id]} for instance in self._sorted("")
         ]
         temporary = self._file.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            json.dump({"instances": content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._file)
+        # Not synced: after a loss of power nobody in it runs, and a damaged file is read as an empty one.
+        try:
+            temporary.write_text(json.dumps({"instances": content}))
+            temporary.replace(self._file)
+        except OSError as error:
+            # A full disk must not take the mesh down: services register again after a restart in any case.
+            if self._saved:
+                log.exception("catalogue_not_saved", error=type(error).__name__)
+            self._saved = False
+            return
+        self._saved = True

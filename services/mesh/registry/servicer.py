@@ -26,6 +26,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def Register(self, request: registry_pb2.RegisterRequest, context: Any) -> Any:
         instance = convert.instance_from(request.instance)
         _own(instance.service)
+        await self._own_id(instance.id)
         lease_s = (
             request.lease.ToTimedelta().total_seconds() if request.HasField("lease") else DEFAULT_LEASE_S
         )
@@ -33,13 +34,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         return registry_pb2.RegisterResponse()
 
     async def KeepAlive(self, request: registry_pb2.KeepAliveRequest, context: Any) -> Any:
+        await self._own_id(request.id)
         await self._registry.keep_alive(request.id, convert.health_from(request.health))
         return registry_pb2.KeepAliveResponse()
 
     async def Deregister(self, request: registry_pb2.DeregisterRequest, context: Any) -> Any:
-        for instance in await self._registry.instances():
-            if instance.id == request.id:
-                _own(instance.service)
+        await self._own_id(request.id)
         await self._registry.deregister(request.id)
         return registry_pb2.DeregisterResponse()
 
@@ -52,6 +52,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     ) -> AsyncIterator[registry_pb2.WatchInstancesResponse]:
         async for instances in self._registry.watch(request.service):
             yield registry_pb2.WatchInstancesResponse(instances=map(convert.instance_to, instances))
+
+    async def _own_id(self, instance_id: str) -> None:
+        """Refuse an id that another service holds: registering it would take that instance away."""
+        for instance in await self._registry.instances():
+            if instance.id == instance_id:
+                _own(instance.service)
 
 
 def _own(service: str) -> None:

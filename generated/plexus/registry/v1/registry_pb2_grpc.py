@@ -69,8 +69,8 @@ class RegistryServiceServicer:
     """
 
     def Register(self, request, context):
-        """Add an instance, or replace the one of the same id. Durable when answered.
-        Errors: INVALID_ARGUMENT for a malformed instance, PERMISSION_DENIED for another service's name.
+        """Add an instance, or replace the one of the same id. It outlives a restart of the control plane by a lease.
+        Errors: INVALID_ARGUMENT for a malformed instance, PERMISSION_DENIED for another service's name or id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,8 +19,8 @@ class RegistryServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Register: _aio.UnaryUnaryMultiCallable[_registry_pb2.RegisterRequest, _registry_pb2.RegisterResponse]
-    """Add an instance, or replace the one of the same id. Durable when answered.
-    Errors: INVALID_ARGUMENT for a malformed instance, PERMISSION_DENIED for another service's name.
+    """Add an instance, or replace the one of the same id. It outlives a restart of the control plane by a lease.
+    Errors: INVALID_ARGUMENT for a malformed instance, PERMISSION_DENIED for another service's name or id.
     """
     KeepAlive: _aio.UnaryUnaryMultiCallable[_registry_pb2.KeepAliveRequest, _registry_pb2.KeepAliveResponse]
     """Renew an instance's lease and report its health.
@@ -44,8 +44,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.RegisterRequest,
         context: _aio.ServicerContext[_registry_pb2.RegisterRequest, _abc.Awaitable[_registry_pb2.RegisterResponse]],
     ) -> _abc.Awaitable[_registry_pb2.RegisterResponse]:
-        """Add an instance, or replace the one of the same id. Durable when answered.
-        Errors: INVALID_ARGUMENT for a malformed instance, PERMISSION_DENIED for another service's name.
+        """Add an instance, or replace the one of the same id. It outlives a restart of the control plane by a lease.
+        Errors: INVALID_ARGUMENT for a malformed instance, PERMISSION_DENIED for another service's name or id.
         """
 
     @_abc_1.abstractmethod
