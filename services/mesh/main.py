@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "control"
-SERVICES = (NAME, "vectors", "storage", "search", "inference", "queueing", "knowledge")
-"""Published from the start; any other service appears when it registers."""
+SERVICES = (NAME, "vectors", "storage", "search", "inference", "queueing", "knowledge", "edge")
+"""Published from the start; any other service from its first registration on."""
 DEBOUNCE_S = 0.02
 """Changes in quick succession, as at a start, become one push."""
 
@@ -65,24 +65,29 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     authorizer = IntentionAuthorizer(
         mesh_config.intentions or project_file("consul/intentions"), destination=NAME
     )
-    server = grpc.aio.server(interceptors=[Pipeline(NAME, server_config, authorizer)])
+    # Without this a second control plane on the port would take every other connection, unnoticed.
+    alone = [("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(interceptors=[Pipeline(NAME, server_config, authorizer)], options=alone)
     snapshots = ads.Snapshots()
 
     async with AsyncExitStack() as stack:
         registry = await stack.enter_async_context(LocalRegistry(folder / "catalogue.json"))
-        snapshots.publish(build(await registry.instances(), SERVICES))
+        own = Instance(
+            id="control-1", service=NAME, address="127.0.0.1", port=port, meta={"pid": str(os.getpid())}
+        )
+        # Before anyone connects: a first service that finds no endpoint of the registry would back off.
+        await registry.register(own, lease_s=mesh_config.lease_s)
+        names = set(SERVICES)
+        await _publish_once(registry, snapshots, names)
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
         ads.add_to_server(snapshots, server)
         health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
-        own = Instance(
-            id="control-1", service=NAME, address="127.0.0.1", port=port, meta={"pid": str(os.getpid())}
-        )
         await server.start()
         async with asyncio.TaskGroup() as tasks:
             loops = [
-                tasks.create_task(_publish(registry, snapshots)),
+                tasks.create_task(_publish(registry, snapshots, names)),
                 tasks.create_task(Registration(registry, own, lease_s=mesh_config.lease_s).run()),
                 tasks.create_task(source.rotate(lambda _identity: None)),
                 tasks.create_task(visitor.rotate(lambda _identity: None)),
@@ -99,7 +104,14 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     log.info("stopped")
 
 
-async def _publish(registry: LocalRegistry, snapshots: ads.Snapshots) -> None:
+async def _publish(registry: LocalRegistry, snapshots: ads.Snapshots, names: set[str]) -> None:
     async for _ in registry.watch():
         await asyncio.sleep(DEBOUNCE_S)
-        snapshots.publish(build(await registry.instances(), SERVICES))
+        await _publish_once(registry, snapshots, names)
+
+
+async def _publish_once(registry: LocalRegistry, snapshots: ads.Snapshots, names: set[str]) -> None:
+    instances = await registry.instances()
+    # A name once published stays: callers are told that its last endpoint is gone, not left with it.
+    names.update(instance.service for instance in instances)
+    snapshots.publish(build(instances, names))

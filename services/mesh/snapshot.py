@@ -193,10 +193,15 @@ def _cluster(service: str, policy: TrafficPolicy) -> xds_pb2.Cluster:
 
 def _endpoints(service: str, members: list[Instance]) -> xds_pb2.ClusterLoadAssignment:
     # gRPC ignores the weights of endpoints, so every weight of a zone is a locality of its own.
+    # Clients refuse an assignment that names an address twice: of two ids with one port, one is gone.
+    serving = {
+        (member.address, member.port): (member.zone, member.weight)
+        for member in sorted(members, key=lambda entry: entry.id)
+        if member.health is Health.SERVING
+    }
     places: dict[tuple[str, int], set[tuple[str, int]]] = {}
-    for member in members:
-        if member.health is Health.SERVING:
-            places.setdefault((member.zone, member.weight), set()).add((member.address, member.port))
+    for address, place in serving.items():
+        places.setdefault(place, set()).add(address)
     if not places:
         places[("local", 1)] = {TOMBSTONE}
     assignment = xds_pb2.ClusterLoadAssignment(cluster_name=service)

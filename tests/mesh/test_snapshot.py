@@ -43,7 +43,9 @@ def test_a_service_without_instances_gets_a_tombstone_not_an_empty_assignment() 
 
 
 def test_one_address_appears_once() -> None:
-    assert endpoints([instance(), replace(instance(2), port=4001)]) == [("127.0.0.1", 4001)]
+    twin = replace(instance(2), port=4001)
+    assert endpoints([instance(), twin]) == [("127.0.0.1", 4001)]
+    assert endpoints([instance(), replace(twin, weight=5, zone="b")]) == [("127.0.0.1", 4001)]
 
 
 def test_weights_become_localities() -> None:
