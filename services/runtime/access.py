@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 EDGE = "edge"
 """Only this peer's word about the end user is believed."""
 SPIFFE_PREFIX = "spiffe://"
+_OWN_CALLS = (
+    "/grpc.health.v1.Health/",
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/",
+)
+"""What the edge calls for itself, with no end user behind it."""
 
 
 class Authorizer(Protocol):
@@ -67,7 +72,7 @@ def check(request: Request, path: str, authorizer: Authorizer) -> None:
             reason="INTENTION_DENIED",
             metadata={"source": request.peer, "method": path},
         )
-    if request.peer != EDGE:
+    if request.peer != EDGE or path.startswith(_OWN_CALLS):
         return
     access = access_of(path)
     if access.anonymous:
