@@ -43,7 +43,7 @@ async def stubborn(ready: Callable[[], None], _stop: asyncio.Event) -> None:
 
 
 async def parent(ready: Callable[[], None], stop: asyncio.Event) -> None:
-    process = subprocess.Popen(["/bin/sleep", "1000"])  # noqa: ASYNC220 - stands for an edge with its Envoy
+    process = subprocess.Popen(["/bin/sleep", "1000"])
     (STATE / "grandchild").write_text(str(process.pid))
     ready()
     await stop.wait()

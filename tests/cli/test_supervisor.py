@@ -46,7 +46,7 @@ class Running:
 
 @contextmanager
 def supervise(state: Path, *specs: str, **options: Any) -> Iterator[Running]:
-    process = subprocess.Popen(  # noqa: S603 - this test's own program
+    process = subprocess.Popen(
         [sys.executable, str(PROGRAM), str(state), *specs],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options},
     )
