@@ -72,23 +72,21 @@ def _supervise(
     from services.cli.supervisor.supervisor import Supervisor  # noqa: PLC0415 - `status` does not need it
 
     began = time.monotonic()
-    holder, control_port = rundir.hold_control_port(run_dir)
+    control_port = rundir.control_port(run_dir)
     for problem in backend.preload():
         print(problem, file=sys.stderr)  # noqa: T201 - the supervisor's own log or terminal
     if (threads := backend.thread_count()) > 1:
         print(f"{threads} threads before the fork: an import started them", file=sys.stderr)  # noqa: T201 - as above
     url = f"http://127.0.0.1:{port}"
     facts = {"state_dir": str(run_dir.state_dir), "edge": url, "version": version()}
-    with holder:
-        Supervisor(
-            backend.specs(run_dir.state_dir, port, control_port),
-            run_dir,
-            console=console,
-            on_ready=lambda: tell({"edge": url}),
-            facts=facts,
-            hold=[holder.fileno()],
-            began=began,
-        ).run()
+    Supervisor(
+        backend.specs(run_dir.state_dir, port, control_port),
+        run_dir,
+        console=console,
+        on_ready=lambda: tell({"edge": url}),
+        facts=facts,
+        began=began,
+    ).run()
 
 
 def down(state_dir: Path, progress: Callable[[str], None]) -> None:

@@ -174,7 +174,8 @@ def test_a_reader_that_stops_reading_holds_nothing_up(tmp_path: Path) -> None:
         eventually(lambda: running.rows()["loud"]["state"] == "serving")
         assert (tmp_path / "run/logs/loud.log").read_text().endswith("line 19999 " + "x" * 60 + "\n")
         running.process.terminate()
-        running.until("loud stopped")
+        running.process.wait(20)
+    assert "loud stopped" in (tmp_path / "run/logs/supervisor.log").read_text()
 
 
 def test_two_supervisors_never_share_a_state_folder(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import socket
 import tempfile
 import time
@@ -16,6 +17,9 @@ from services.runtime.errors import FailedPreconditionError
 
 _MAX_SOCKET_PATH = 100  # sockaddr_un holds 104 bytes on macOS, 108 on Linux
 _LOCK_POLL_S = 0.1
+_FIRST_PORT = 20_000  # below it live many well-known services
+_MAX_PORT = 65_535
+_ATTEMPTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,46 +119,47 @@ def is_locked(run_dir: RunDir) -> bool:
     return False
 
 
-def hold_control_port(run_dir: RunDir) -> tuple[socket.socket, int]:
-    """Bind the control plane's port without listening, so that nobody else gets it between two of its lives.
+def control_port(run_dir: RunDir) -> int:
+    """The control plane's port, chosen free once and kept in ports.json.
 
-    The port is chosen free once and kept in ports.json. If someone else took it while Plexus was down, a new
-    one is chosen.
+    It lies outside the range from which the system gives ports to connections and to servers that ask for
+    any: nobody gets it by chance while the control plane is down or between two of its lives. If someone took
+    it on purpose while Plexus was down, a new one is chosen.
 
-    Returns:
-        The bound socket, to keep open, and the port.
+    Raises:
+        FailedPreconditionError: No port is free.
     """
-    kept = 0
     try:
         kept = int(json.loads(run_dir.ports.read_text())["control"])
     except (OSError, ValueError, KeyError, TypeError):
         kept = 0  # absent or damaged: choose anew
-    holder = _bind(kept) or _bind(0)
-    if holder is None:
-        raise FailedPreconditionError("no free TCP port on 127.0.0.1: close some connections and try again")
-    port: int = holder.getsockname()[1]
-    if port != kept:
-        fresh = run_dir.ports.with_suffix(".new")
-        fresh.write_text(json.dumps({"control": port}) + "\n")
-        fresh.replace(run_dir.ports)
-    return holder, port
+    if 0 < kept <= _MAX_PORT and _is_free("127.0.0.1", kept):
+        return kept
+    candidates = _unassigned_ports()
+    for port in random.sample(candidates, min(_ATTEMPTS, len(candidates))):
+        if _is_free("127.0.0.1", port):
+            fresh = run_dir.ports.with_suffix(".new")
+            fresh.write_text(json.dumps({"control": port}) + "\n")
+            fresh.replace(run_dir.ports)
+            return port
+    raise FailedPreconditionError("no free TCP port on 127.0.0.1: close some connections and try again")
 
 
-def _bind(port: int) -> socket.socket | None:
-    if port and not _is_free("127.0.0.1", port):
-        return None
-    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def _unassigned_ports() -> range:
+    """Ports that the system never gives out by itself; all unprivileged ones if there is no such range."""
     try:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind(("127.0.0.1", port))
-    except OSError:
-        holder.close()
-        return None
-    return holder
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    except (OSError, ValueError):
+        low, high = 49152, _MAX_PORT  # the IANA range, which other systems use
+    if low - _FIRST_PORT >= _ATTEMPTS:
+        return range(_FIRST_PORT, low)
+    if _MAX_PORT - high >= _ATTEMPTS:
+        return range(high + 1, _MAX_PORT + 1)
+    return range(_FIRST_PORT, _MAX_PORT + 1)
 
 
 def _is_free(host: str, port: int) -> bool:
-    """Whether nothing is bound to the port, with or without SO_REUSEPORT."""
+    """Whether a server could bind the port now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections do not count
         try:

@@ -38,7 +38,6 @@ class Supervisor:
         timing: Bounds of start and stop.
         on_ready: Called once, when all processes serve for the first time.
         facts: Added to the answer of `status`.
-        hold: Descriptors that children must not keep.
         began: Monotonic time from which the start is counted; now by default.
     """
 
@@ -52,7 +51,6 @@ class Supervisor:
         timing: Timing | None = None,
         on_ready: Callable[[], None] | None = None,
         facts: dict[str, Any] | None = None,
-        hold: Sequence[int] = (),
         began: float | None = None,
     ) -> None:
         self._timing = timing or Timing()
@@ -65,7 +63,6 @@ class Supervisor:
         self._file_failed: set[str] = set()
         self._on_ready = on_ready
         self._facts = facts or {}
-        self._hold = list(hold)
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
         self._wake_read, self._wake_write = socket.socketpair()
@@ -150,7 +147,7 @@ class Supervisor:
     # -- start -----------------------------------------------------------------------------------------------
 
     def _spawn(self, process: Process) -> None:
-        descriptors = [*self._hold, self._wake_read.fileno(), self._wake_write.fileno(), self._selector_fd()]
+        descriptors = [self._wake_read.fileno(), self._wake_write.fileno(), self._selector_fd()]
         descriptors += [*self._streams, *(p.ready_fd for p in self._processes if p.ready_fd >= 0)]
         descriptors += [file.descriptor for file in self._files.values() if file.descriptor >= 0]
         if self._control is not None:
