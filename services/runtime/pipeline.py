@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -91,12 +91,25 @@ class Method:
 class _Call:
     """One call: entered before the handler, left after it, whatever the RPC kind."""
 
-    __slots__ = ("_code", "_context", "_entered", "_method", "_span", "_started", "poison", "request")
+    __slots__ = (
+        "_code",
+        "_context",
+        "_entered",
+        "_message",
+        "_method",
+        "_span",
+        "_started",
+        "_trailers",
+        "poison",
+        "request",
+    )
 
     def __init__(self, method: Method, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._method = method
         self._context = context
         self._code = grpc.StatusCode.OK
+        self._message = ""
+        self._trailers: tuple[tuple[str, bytes], ...] = ()
         self._entered = False
         self._span: Any = None
         self._started = time.monotonic()
@@ -140,8 +153,19 @@ class _Call:
         self._code = status.code_of(error)
         self._context.set_code(self._code)
         self._context.set_details(error.message)
-        self._context.set_trailing_metadata(((status.DETAILS_KEY, answer.SerializeToString()),))
+        self._trailers = ((status.DETAILS_KEY, answer.SerializeToString()),)
+        self._message = error.message
+        self._context.set_trailing_metadata(self._trailers)
         self.poison = self.request.peer == access.EDGE
+
+    async def refuse(self) -> NoReturn:
+        """Send the status alone, as the last act of a unary call.
+
+        Returning after `set_code` would send an empty message first, and a transcoder would show that
+        instead of the error. Abort is safe here although stop() does not wait for aborted handlers:
+        nothing is left to do.
+        """
+        await self._context.abort(self._code, self._message, self._trailers)
 
     def cancelled(self) -> None:
         """Record that the caller went away or its deadline passed."""
@@ -277,15 +301,14 @@ def _unary(
                 return await behaviour(request, context)
         except TimeoutError:
             call.failed(DeadlineExceededError(f"the call took longer than {limit:g} s"))
-            return None
         except Exception as error:  # noqa: BLE001 - the one place where any error becomes a status
             call.failed(error)
-            return None
         except BaseException:
             call.cancelled()
             raise
         finally:
             call.end()
+        return await call.refuse()
 
     return handle
 

@@ -1,0 +1,1 @@
+"""kong.yml, credentials and the mesh rendered to Envoy's configuration; pure functions to JSON."""

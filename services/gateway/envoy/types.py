@@ -1,0 +1,64 @@
+"""Envoy's configuration as JSON, with its type names spelled in one way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from services.gateway.credentials import Credential
+    from services.gateway.kong import Kong
+
+Json = dict[str, Any]
+
+FILTERS = "envoy.extensions.filters.http."
+CONTROL_CLUSTER = "edge.control"
+LIMITS_CLUSTER = "edge.limits"
+
+
+def typed(name: str, /, **fields: Any) -> Json:
+    """A message in an Any: its type and fields."""
+    return {"@type": f"type.googleapis.com/{name}", **fields}
+
+
+def seconds(milliseconds: int) -> str:
+    """A Duration in JSON."""
+    return f"{milliseconds / 1000:.3f}s"
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What the edge serves itself: files, and the policy of the page's own script."""
+
+    docs: Path
+    openapi: Path
+    docs_script_sha256: str
+    """Base64, for the Content-Security-Policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Everything an edge is rendered from.
+
+    Attributes:
+        kong: The routes, consumers and plugins.
+        credentials: Keys of each consumer.
+        descriptors: Serialized FileDescriptorSet of the services, with google.rpc's error details.
+        proto_services: Full names of the proto services that are transcoded.
+        host: Address to listen on; loopback, because this listener has no TLS.
+        port: Port to listen on.
+        limits_socket: Unix socket of the rate limit service.
+        pages: Files of the edge's own pages.
+    """
+
+    kong: Kong
+    credentials: Mapping[str, tuple[Credential, ...]]
+    descriptors: bytes
+    proto_services: tuple[str, ...]
+    host: str
+    port: int
+    limits_socket: Path
+    pages: Pages
