@@ -10,6 +10,8 @@ from services.runtime.config import Section
 class GatewayConfig(Section):
     """The public side; routes, consumers and limits are in kong.yml."""
 
+    port: int = 8000
+    """Port for clients on the loopback address; `plexus up --port` goes before it."""
     kong_file: Path | None = None
     """The declarative file; default: gateway/kong.yml as shipped."""
     drain_s: float = 5.0

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 import structlog
-from cryptography import x509
 
 from services.gateway import kong as kong_file
 from services.gateway import limits
@@ -23,19 +22,21 @@ from services.gateway.envoy.types import Edge
 from services.gateway.kong import KongFileError
 from services.gateway.pages import pages
 from services.gateway.proxy import EdgeConfigError, Proxy
-from services.runtime.config import Settings, project_file
-from services.runtime.errors import FailedPreconditionError, PlexusError
+from services.runtime import telemetry
+from services.runtime.config import MeshConfig, Settings, TelemetryConfig, project_file
+from services.runtime.errors import PlexusError
+from services.runtime.service import join_mesh
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from services.mesh.trust.domain import Identity
+
 log = structlog.get_logger(__name__)
 
+NAME = "edge"
 HOST = "127.0.0.1"
-_IDENTITY_FILES = ("ca.pem", "cert.pem", "key.pem")
-_IDENTITY_TIMEOUT_S = 10.0
 _READY_TIMEOUT_S = 20.0
-_POLL_S = 0.05
 _MAX_SOCKET_PATH = 90
 _FIRST_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 5.0
@@ -54,7 +55,7 @@ async def serve(
     """Run the edge until `stop` is set; call from the main thread.
 
     Args:
-        state_dir: The state folder, with the edge's identity under `identities/edge`.
+        state_dir: The state folder.
         http_port: Port for clients, on the loopback address.
         control_port: Port of the control plane's ADS, on the loopback address.
         ready: Called once, when requests are taken.
@@ -64,16 +65,29 @@ async def serve(
     Raises:
         KongFileError: kong.yml holds something that the edge does not honour.
         EdgeConfigError: Envoy refuses the rendered configuration.
-        FailedPreconditionError: There is no identity for the edge.
     """
-    config = config or Settings().section("gateway", GatewayConfig)
+    settings = Settings()
+    config = config or settings.section("gateway", GatewayConfig)
+    mesh_config = settings.section("mesh", MeshConfig)
+    state_dir = _absolute(state_dir)
+    telemetry.configure_logging(NAME, settings.section("telemetry", TelemetryConfig))
+    source, identity = join_mesh(NAME, state_dir, control_port, mesh_config.certificate_ttl_s)
     async with AsyncExitStack() as stack:
-        running = await _Running.open(_absolute(state_dir), http_port, control_port, config, stack)
+        sockets = _socket_folder(state_dir, stack)
+        mesh = _mesh(state_dir, control_port, identity)
+        running = await asyncio.to_thread(_Running, state_dir, http_port, config, sockets, mesh)
+        await running.serve_limits(stack)
+        stack.push_async_callback(running.proxy.stop, config.drain_s)
         await running.start()
         ready()
         log.info("edge_ready", address=f"http://{HOST}:{http_port}", envoy_pid=running.proxy.pid)
         async with asyncio.TaskGroup() as tasks:
-            loops = [tasks.create_task(running.keep_alive()), tasks.create_task(running.follow_files())]
+            loops = [
+                tasks.create_task(running.keep_alive()),
+                tasks.create_task(running.follow_files()),
+                # Envoy watches the files itself.
+                tasks.create_task(source.rotate(lambda _identity: None)),
+            ]
             await stop.wait()
             for loop in loops:
                 loop.cancel()
@@ -96,19 +110,8 @@ class _Running:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.proxy = Proxy(folder, sockets, mesh, workers=config.workers)
 
-    @classmethod
-    async def open(
-        cls, state_dir: Path, port: int, control_port: int, config: GatewayConfig, stack: AsyncExitStack
-    ) -> _Running:
-        """Build the parts and register their ends with `stack`."""
-        sockets = _socket_folder(state_dir, stack)
-        mesh = await _mesh(state_dir, control_port)
-        running = await asyncio.to_thread(cls, state_dir, port, config, sockets, mesh)
-        await running._serve_limits(stack)  # noqa: SLF001 - its own factory
-        stack.push_async_callback(running.proxy.stop, config.drain_s)
-        return running
-
-    async def _serve_limits(self, stack: AsyncExitStack) -> None:
+    async def serve_limits(self, stack: AsyncExitStack) -> None:
+        """Answer Envoy's questions about rate limits."""
         self._limits_socket.unlink(missing_ok=True)
         server = grpc.aio.server()
         limits.add_to_server(self.limiter, server)
@@ -199,25 +202,11 @@ def _socket_folder(state_dir: Path, stack: AsyncExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plexus-edge-")))
 
 
-async def _mesh(state_dir: Path, control_port: int) -> Mesh:
-    identity = state_dir / "identities" / "edge"
-    try:
-        async with asyncio.timeout(_IDENTITY_TIMEOUT_S):
-            while not all((identity / name).is_file() for name in _IDENTITY_FILES):  # noqa: ASYNC110 - files tell nobody
-                await asyncio.sleep(_POLL_S)
-    except TimeoutError as error:
-        raise FailedPreconditionError(
-            "the edge has no identity yet; `plexus up` makes one", reason="NO_IDENTITY"
-        ) from error
-    certificate = x509.load_pem_x509_certificate((identity / "cert.pem").read_bytes())
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    uris = [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if "/svc/" in uri]
-    if not uris:
-        raise FailedPreconditionError("the edge's certificate names no service", reason="NO_IDENTITY")
+def _mesh(state_dir: Path, control_port: int, identity: Identity) -> Mesh:
     return Mesh(
         control_host=HOST,
         control_port=control_port,
-        identity_dir=identity,
+        identity_dir=identity.cert_path.parent,
         sds_dir=state_dir / "run" / "edge" / "sds",
-        spiffe_prefix=uris[0].rpartition("/svc/")[0],
+        spiffe_prefix=identity.spiffe_id.rpartition("/svc/")[0],
     )
