@@ -177,8 +177,8 @@ class Proxy:
             async with asyncio.timeout(drain_s):
                 await self._admin_status("POST", "/healthcheck/fail")
                 await self._admin_status("POST", "/drain_listeners?graceful")
-                active = "/stats?filter=^http.edge.downstream_rq_active$&format=text"
-                while not (await self._admin_call("GET", active)).rstrip().endswith(" 0"):  # noqa: ASYNC110 - no event
+                active = "/stats?filter=http.edge.downstream_rq_active"
+                while "downstream_rq_active: 0\n" not in await self._admin_call("GET", active):  # noqa: ASYNC110 - no event to wait for
                     await asyncio.sleep(_POLL_S)
 
     async def _admin_status(self, method: str, target: str) -> str:

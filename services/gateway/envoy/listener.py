@@ -111,7 +111,6 @@ def _remember_hint() -> Json:
     entry = {
         "object_key": _FILTER_STATE,
         "factory_key": "envoy.string",
-        "read_only": True,
         "format_string": {**value, "omit_empty_values": True},
         "skip_if_empty": True,
     }

@@ -177,10 +177,12 @@ def _acl(config: plugins.AclConfig) -> Json:
     groups = config.allow or config.deny or []
     principals = [
         {
-            "metadata": {
-                "filter": lua.METADATA,
-                "path": [{"key": "groups"}],
-                "value": {"string_match": {"contains": lua.marked(group)}},
+            "sourced_metadata": {
+                "metadata_matcher": {
+                    "filter": lua.METADATA,
+                    "path": [{"key": "groups"}],
+                    "value": {"string_match": {"contains": lua.marked(group)}},
+                }
             }
         }
         for group in groups
