@@ -235,7 +235,7 @@ class Point(_message.Message):
 
     @_builtins.property
     def payload(self) -> _struct_pb2.Struct:
-        """Any JSON object; the key `_plexus_id` is reserved."""
+        """Any JSON object; keys that begin with `_plexus_` are reserved."""
 
     def __init__(
         self,

@@ -1,0 +1,191 @@
+"""Where the embedded store keeps its collections, and how they appear and vanish in one step.
+
+    <root>/c-<hash>/collection.json   what the collection is, and which shard folder is the current one
+    <root>/c-<hash>/shard-<n>/        the engine's files
+    <root>/new-<random>/              a collection being made; removed at the next start
+    <root>/trash-<random>/            a collection being deleted; removed at the next start
+
+The rename of a folder is the moment of creation and of deletion; that of collection.json of a new shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from services.runtime.errors import DataLossError
+from services.vectors.domain import CollectionSpec, Distance, PayloadIndex, PayloadType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_DESCRIPTION = "collection.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A collection on disk.
+
+    Attributes:
+        folder: Its own.
+        spec: What it was created as.
+        created_at: When.
+        request_id: Of the call that created it.
+        shard: Number of the current shard folder.
+    """
+
+    folder: Path
+    spec: CollectionSpec
+    created_at: datetime
+    request_id: str
+    shard: int = 0
+
+    @property
+    def shard_folder(self) -> Path:
+        """Folder of the current shard."""
+        return self.folder / f"shard-{self.shard}"
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_log(shard_folder: Path) -> None:
+    """Make the write-ahead log of a shard durable: fsync also writes what was changed through a map."""
+    folder = shard_folder / "wal"
+    for entry in os.scandir(folder):
+        # The engine renames finished segments and prepares new ones meanwhile; both hold nothing unsynced.
+        if entry.name.startswith("tmp-"):
+            continue
+        with suppress(FileNotFoundError):
+            descriptor = os.open(entry.path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    _fsync_folder(folder)
+
+
+def _write_description(stored: Stored, folder: Path) -> None:
+    spec = stored.spec
+    text = json.dumps(
+        {
+            "name": spec.name,
+            "dimension": spec.dimension,
+            "distance": spec.distance,
+            "embedding_model": spec.embedding_model,
+            "payload_indexes": {index.field: index.type for index in spec.payload_indexes},
+            "created_at": stored.created_at.isoformat(),
+            "request_id": stored.request_id,
+            "shard": stored.shard,
+        }
+    )
+    fresh = folder / f"{_DESCRIPTION}.new"
+    with fresh.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(folder / _DESCRIPTION)
+    _fsync_folder(folder)
+
+
+def _read_description(folder: Path) -> Stored:
+    try:
+        fields: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
+        return Stored(
+            folder=folder,
+            spec=CollectionSpec(
+                name=fields["name"],
+                dimension=fields["dimension"],
+                distance=Distance(fields["distance"]),
+                embedding_model=fields["embedding_model"],
+                payload_indexes=tuple(
+                    PayloadIndex(field, PayloadType(kind))
+                    for field, kind in fields["payload_indexes"].items()
+                ),
+            ),
+            created_at=datetime.fromisoformat(fields["created_at"]),
+            request_id=fields["request_id"],
+            shard=fields["shard"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataLossError(f"the description of collection folder {folder.name} is damaged") from error
+
+
+class CollectionFiles:
+    """The folders of all collections."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    def load(self) -> list[Stored]:
+        """All collections; what a crash left half made or half deleted is removed.
+
+        Raises:
+            DataLossError: A description cannot be read.
+        """
+        found = []
+        for folder in sorted(self.root.iterdir()):
+            if folder.name.startswith(("new-", "trash-")):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.name.startswith("c-"):
+                stored = _read_description(folder)
+                for other in folder.glob("shard-*"):
+                    if other != stored.shard_folder:
+                        shutil.rmtree(other, ignore_errors=True)
+                found.append(stored)
+        return found
+
+    def create(self, spec: CollectionSpec, request_id: str, fill: Callable[[Path], None]) -> Stored:
+        """Make a collection's folder appear, complete.
+
+        Args:
+            spec: What it is.
+            request_id: Of the creation.
+            fill: Writes the first shard into the (missing) folder it is given.
+        """
+        folder = self.root / f"new-{uuid.uuid4().hex}"
+        final = self.root / f"c-{hashlib.sha256(spec.name.encode()).hexdigest()[:32]}"
+        stored = Stored(final, spec, datetime.now(UTC), request_id)
+        folder.mkdir()
+        try:
+            fill(folder / stored.shard_folder.name)
+            _write_description(stored, folder)
+            folder.rename(final)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        _fsync_folder(self.root)
+        return stored
+
+    def remove(self, stored: Stored) -> Path:
+        """Make a collection's folder vanish; return where it lies until `discard`."""
+        trash = self.root / f"trash-{uuid.uuid4().hex}"
+        stored.folder.rename(trash)
+        _fsync_folder(self.root)
+        return trash
+
+    @staticmethod
+    def discard(folder: Path) -> None:
+        """Remove a folder that nothing refers to any more."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    @staticmethod
+    def use_shard(stored: Stored, shard: int) -> Stored:
+        """Make another shard folder the current one."""
+        changed = replace(stored, shard=shard)
+        _write_description(changed, stored.folder)
+        return changed

@@ -1,0 +1,28 @@
+"""Optimise a shard in a process of its own: `python -m services.vectors.backends.qdrant_optimize FOLDER`.
+
+The engine holds the interpreter's lock while it builds a graph index: seconds for tens of thousands of
+points. In the service's process that would stop health, leases and every other call, so the work is done on a
+copy, here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import qdrant_edge as engine
+
+_NICENESS = 10
+
+
+def main() -> None:
+    """Optimise the shard in the folder named on the command line."""
+    os.nice(_NICENESS)
+    shard = engine.EdgeShard.load(sys.argv[1])
+    shard.optimize()
+    shard.flush()
+    shard.close()
+
+
+if __name__ == "__main__":
+    main()
