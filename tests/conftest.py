@@ -28,6 +28,7 @@ class Serve(Protocol):
         peer: str = "cli",
         config: ServerConfig | None = None,
         authorizer: Authorizer | None = None,
+        start: bool = True,
     ) -> AbstractAsyncContextManager[grpc.aio.Channel]: ...
 
 
@@ -38,6 +39,7 @@ async def _serve(
     peer: str = "cli",
     config: ServerConfig | None = None,
     authorizer: Authorizer | None = None,
+    start: bool = True,
 ) -> AsyncIterator[grpc.aio.Channel]:
     config = config or ServerConfig()
     pipeline = Pipeline("test", config, authorizer or AllowAll(), trusted_peer=peer)
@@ -48,7 +50,8 @@ async def _serve(
     server = grpc.aio.server(interceptors=[pipeline], options=sizes)
     add(server)
     port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    if start:  # else `add` keeps the server, and the test starts it once it is composed
+        await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=sizes) as channel:
             yield channel

@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from services.cli.main import main; main()"]
 
 def plexus(state: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PLEXUS_")}
-    return subprocess.run(  # noqa: S603 - our own command
+    return subprocess.run(
         [*COMMAND, *arguments],
         env=inherited | {"PLEXUS_STATE": str(state)} | env,
         capture_output=True,
@@ -70,7 +70,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         "except SystemExit: pass\n"
         "print([m for m in ('grpc', 'pydantic', 'cryptography', 'httpx', 'yaml') if m in sys.modules])"
     )
-    result = subprocess.run(  # noqa: S603 - our own command
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path
     )
     assert result.stdout.endswith("[]\n")

@@ -1,0 +1,1 @@
+"""The field's own protocols, translated to the domain."""
