@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import math
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -109,7 +110,7 @@ class _Call:
         self._context = context
         self._code = grpc.StatusCode.OK
         self._message = ""
-        self._trailers: tuple[tuple[str, bytes], ...] = ()
+        self._trailers: tuple[tuple[str, str | bytes], ...] = ()
         self._entered = False
         self._span: Any = None
         self._started = time.monotonic()
@@ -154,6 +155,8 @@ class _Call:
         self._context.set_code(self._code)
         self._context.set_details(error.message)
         self._trailers = ((status.DETAILS_KEY, answer.SerializeToString()),)
+        if error.retry_after_s is not None:  # the edge passes it on as the HTTP header of that name
+            self._trailers += (("retry-after", str(math.ceil(error.retry_after_s))),)
         self._message = error.message
         self._context.set_trailing_metadata(self._trailers)
         self.poison = self.request.peer == access.EDGE

@@ -122,7 +122,7 @@ class LabBackend:
         status = status_pb2.Status(code=request.code, message="failed as asked: Zürich")
         status.details.add().Pack(info)
         codes = {code.value[0]: code for code in grpc.StatusCode}
-        details = (("grpc-status-details-bin", status.SerializeToString()),)
+        details = (("grpc-status-details-bin", status.SerializeToString()), ("retry-after", "7"))
         await context.abort(codes[request.code], status.message, details)
 
 

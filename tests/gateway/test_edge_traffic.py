@@ -86,6 +86,7 @@ async def test_backends_error_keeps_status_text_and_details(edge: RunningEdge) -
         assert body.get("code") == code, (code, body, answer.headers)
         assert body["message"] == "failed as asked: Zürich"
         assert body["details"][0]["reason"] == "LAB_FAILURE"
+        assert answer.headers["retry-after"] == "7"
         assert answer.headers["content-type"] == "application/json"
 
 

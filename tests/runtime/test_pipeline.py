@@ -126,6 +126,10 @@ async def test_field_violations_and_retry_delay_travel(serve: Serve) -> None:
     retry = error_details_pb2.RetryInfo()
     assert any(detail.Unpack(retry) for detail in details)
     assert retry.retry_delay.ToMilliseconds() == 1500
+    async with serve(_raising(busy)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await _call(channel, "Unary")
+    assert dict(refused.value.trailing_metadata() or ())["retry-after"] == "2"
 
 
 @pytest.mark.parametrize("kind", KINDS)
