@@ -7,8 +7,8 @@ from a table, so that the whole chain costs one await. The four RPC kinds share 
 from __future__ import annotations
 
 import asyncio
-import os
 import math
+import os
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
