@@ -1,7 +1,8 @@
 """A service process: identity, server, registration and the order in which they start and stop.
 
 Start: certificate, dependencies (the service's own `compose`), server, registration, then SERVING.
-Stop: NOT_SERVING, deregistration, bounded drain, background loops, what `compose` opened, in reverse.
+Stop: NOT_SERVING, deregistration, a pause for callers to hear of it, bounded drain, background loops, what
+`compose` opened, in reverse.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 SectionT = TypeVar("SectionT", bound=Section)
 
 VERSION = version("plexus-mesh")
+LEAVE_S = 0.25
+"""Time for callers to hear of a deregistration. A call that arrives while the server stops is cancelled, and
+no caller retries that; without this pause a stop under load costs calls."""
 
 
 class ServiceRuntime:
@@ -188,6 +192,7 @@ async def serve(
             await health.enter_graceful_shutdown()
             renewal.cancel()
             await registration.deregister()
+            await asyncio.sleep(LEAVE_S)
             await server.stop(server_config.drain_s)
             runtime.log.info("stopped", seconds=round(time.monotonic() - started, 2))
 
