@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -37,13 +38,15 @@ def up(state_dir: Path, host: str, port: int, *, detach: bool) -> dict[str, Any]
     """
     run_dir = rundir.RunDir(state_dir.resolve())
     run_dir.create()
-    if rundir.is_locked(run_dir) and _answers(run_dir):
-        lock = rundir.acquire_lock(run_dir, 0)  # raises, naming who holds it
-        raise AssertionError(lock)
-    rundir.check_http_port(host, port)
+    if rundir.is_locked(run_dir):
+        if _answers(run_dir):
+            os.close(rundir.acquire_lock(run_dir, 0))  # raises, naming who holds it
+    else:
+        rundir.check_http_port(host, port)
 
     def supervise(tell: Callable[[dict[str, Any]], None], console: Any) -> None:
         lock = rundir.acquire_lock(run_dir, LOCK_WAIT_S)
+        rundir.check_http_port(host, port)  # now that an edge of an earlier run is gone
         _supervise(run_dir, lock, port, tell, console)
 
     if not detach:

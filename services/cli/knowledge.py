@@ -1,0 +1,142 @@
+"""Documents and questions, over the REST API of the knowledge service."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import mimetypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from services.runtime.errors import InvalidArgumentError, NotFoundError, PlexusError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from services.cli.api import Api
+
+SUFFIXES = frozenset({".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx"})
+"""Kinds of files taken from a folder; a file named itself is taken whatever its suffix."""
+BATCH_BYTES = 4 * 1024 * 1024
+"""Documents of one request; base64 and the server's message bound of 16 MiB leave room for one more."""
+MAX_FILE_BYTES = 11 * 1024 * 1024
+"""Largest file sent inline."""
+_MARKDOWN = {".md": "text/markdown", ".markdown": "text/markdown"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to ingest and the URI that names its document."""
+
+    path: Path
+    uri: str
+    size: int
+
+    def content_type(self) -> str:
+        """By suffix; plain text if it says nothing."""
+        suffix = self.path.suffix.lower()
+        return _MARKDOWN.get(suffix) or mimetypes.guess_type(self.path.name)[0] or "text/plain"
+
+
+def find_sources(paths: Sequence[Path]) -> list[Source]:
+    """Files to ingest, folders searched for known kinds.
+
+    A document's URI is its path below the parent of the given path: `ingest docs` gives docs/a.md.
+
+    Raises:
+        NotFoundError: A path does not exist, or there is nothing to ingest.
+        InvalidArgumentError: A file is too large.
+    """
+    sources: dict[str, Source] = {}
+    for given in paths:
+        root = given.resolve()
+        if not root.exists():
+            raise NotFoundError(f"{given} does not exist")
+        files = [root] if root.is_file() else sorted(_files_below(root))
+        for file in files:
+            size = file.stat().st_size
+            if size > MAX_FILE_BYTES:
+                raise InvalidArgumentError(
+                    f"{file} has {size / 2**20:.0f} MiB, more than the {MAX_FILE_BYTES // 2**20} that a "
+                    "document may have: split it"
+                )
+            uri = file.relative_to(root.parent).as_posix()
+            sources[uri] = Source(file, uri, size)
+    if not sources:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise NotFoundError(f"nothing to ingest there; known kinds: {kinds}")
+    return list(sources.values())
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path.suffix.lower() in SUFFIXES:
+            yield path
+
+
+def batches(sources: Sequence[Source]) -> Iterator[list[Source]]:
+    """Sources in groups that fit one request each."""
+    batch: list[Source] = []
+    size = 0
+    for source in sources:
+        if batch and size + source.size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(source)
+        size += source.size
+    if batch:
+        yield batch
+
+
+class Knowledge:
+    """One collection of documents."""
+
+    def __init__(self, api: Api, collection: str) -> None:
+        self._api = api
+        self._collection = collection
+        self._path = f"/v1/knowledge/collections/{collection}"
+
+    def ensure(self) -> None:
+        """Create the collection unless it exists."""
+        try:
+            self._api.call("POST", "/v1/knowledge/collections", {"collection": self._collection})
+        except PlexusError as error:
+            if error.reason not in {"HTTP_409", "ALREADY_EXISTS"}:
+                raise
+
+    def ingest(self, batch: Sequence[Source]) -> str:
+        """Send documents; the id of the operation that ingests them."""
+        documents = []
+        digest = hashlib.sha256(self._collection.encode())
+        for source in batch:
+            content = source.path.read_bytes()
+            digest.update(source.uri.encode() + b"\0" + hashlib.sha256(content).digest())
+            documents.append(
+                {
+                    "uri": source.uri,
+                    "contentType": source.content_type(),
+                    "content": base64.b64encode(content).decode(),
+                }
+            )
+        answer = self._api.call(
+            "POST",
+            f"{self._path}/documents:ingest",
+            {"documents": documents},
+        )
+        return str(answer["operation"])
+
+    def watch(self, operation: str) -> Iterator[dict[str, Any]]:
+        """The operation's states until it is done."""
+        yield from self._api.events("GET", f"/v1/knowledge/operations/{operation}:watch")
+
+    def search(self, query: str, limit: int) -> list[dict[str, Any]]:
+        """The best passages."""
+        answer = self._api.call("POST", f"{self._path}:search", {"query": query, "pageSize": limit})
+        return list(answer.get("passages", []))
+
+    def ask(self, question: str, *, generate: bool) -> Iterator[dict[str, Any]]:
+        """The events of an answer as they come."""
+        body = {"question": question, "generate": generate}
+        yield from self._api.events("POST", f"{self._path}:ask", body)
