@@ -149,8 +149,10 @@ def _state(state_dir: Path) -> Iterator[Finding]:
 
 
 def _models(state_dir: Path) -> Iterator[Finding]:
-    models = importlib.import_module("services.inference.models")
-    missing = models.missing_models(state_dir / "models")
+    from services.inference.models import MANIFEST, ModelStore  # noqa: PLC0415 - only here
+
+    store = ModelStore(state_dir / "models")
+    missing = [name for name in MANIFEST if not store.available(name)]
     if missing:
         yield Finding(
             "models", Level.WARNING, f"not fetched: {', '.join(missing)}", "run `plexus models pull`"

