@@ -101,8 +101,11 @@ class GroupCommit(Generic[Job]):
         loop = asyncio.get_running_loop()
         try:
             results = await loop.run_in_executor(self._executor, self._commit, [job for job, _ in group])
-        except Exception as error:  # noqa: BLE001 - told to every caller of the group
-            results = [error] * len(group)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - told to every caller; an engine's panic is no Exception
+            failure = error if isinstance(error, Exception) else RuntimeError(f"the engine failed: {error}")
+            results = [failure] * len(group)
         for (_, future), result in zip(group, results, strict=True):
             if future.done():
                 continue

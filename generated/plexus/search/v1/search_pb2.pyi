@@ -40,7 +40,7 @@ class _FieldTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FieldType.V
     FIELD_TYPE_BOOL: _FieldType.ValueType  # 5
     """A truth value."""
     FIELD_TYPE_DATE: _FieldType.ValueType  # 6
-    """A time, to the microsecond for sorting and to the second for ranges."""
+    """A time in the years 1678 to 2261, to the second."""
 
 class FieldType(_FieldType, metaclass=_FieldTypeEnumTypeWrapper):
     """Type of a field."""
@@ -58,7 +58,7 @@ FIELD_TYPE_FLOAT: FieldType.ValueType  # 4
 FIELD_TYPE_BOOL: FieldType.ValueType  # 5
 """A truth value."""
 FIELD_TYPE_DATE: FieldType.ValueType  # 6
-"""A time, to the microsecond for sorting and to the second for ranges."""
+"""A time in the years 1678 to 2261, to the second."""
 Global___FieldType: _TypeAlias = FieldType  # noqa: Y015
 
 class _Analyzer:
