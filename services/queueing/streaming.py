@@ -1,0 +1,136 @@
+"""One consumer's stream: hands out leases within its flow control and takes them back when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from services.queueing.domain import MAX_BATCH
+from services.runtime.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from services.queueing.domain import Broker, Delivery, Refusal
+
+MAX_OUTSTANDING = 10_000
+DEFAULT_OUTSTANDING = 100
+DEFAULT_OUTSTANDING_BYTES = 64 * 1024 * 1024
+_PULL_WAIT_S = 30.0
+
+
+class Instructions(Protocol):
+    """What a consumer says on its stream."""
+
+    @property
+    def acknowledge(self) -> Sequence[str]:
+        """Messages it is done with."""
+        ...
+
+    @property
+    def refusals(self) -> Sequence[Refusal]:
+        """Messages it gives back."""
+        ...
+
+    @property
+    def extensions(self) -> Sequence[tuple[str, float]]:
+        """Leases it wants longer: id and seconds from now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FlowControl:
+    """What a consumer holds at once."""
+
+    messages: int = DEFAULT_OUTSTANDING
+    content_bytes: int = DEFAULT_OUTSTANDING_BYTES
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.messages <= MAX_OUTSTANDING:
+            raise InvalidArgumentError(f"must be 1 to {MAX_OUTSTANDING}", field="max_outstanding_messages")
+        if self.content_bytes < 1:
+            raise InvalidArgumentError("must be positive", field="max_outstanding_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What goes to the consumer: messages, and ids of its own whose lease had ended."""
+
+    deliveries: list[Delivery]
+    expired: list[str]
+
+
+class Consumer:
+    """The state of one stream."""
+
+    def __init__(self, broker: Broker, subscription: str, flow: FlowControl) -> None:
+        self._broker = broker
+        self._subscription = subscription
+        self._flow = flow
+        self._held: dict[str, int] = {}
+        self._room = asyncio.Event()
+        # The reader stops when the consumer does not take what it is sent.
+        self._out: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(maxsize=4)
+
+    async def run(self, instructions: AsyncIterator[Instructions]) -> AsyncIterator[Batch]:
+        """Hand out messages until the consumer goes away; then its messages are free again at once."""
+        tasks = [asyncio.create_task(self._read(instructions)), asyncio.create_task(self._pull())]
+        for task in tasks:
+            task.add_done_callback(self._ended)
+        try:
+            while (item := await self._out.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._held:
+                # Shielded: the stream's own cancellation is the usual way to get here.
+                leases = [(ack_id, 0.0) for ack_id in self._held]
+                await asyncio.shield(self._broker.extend(self._subscription, leases))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        item = error if isinstance(error, Exception) else None
+        if self._out.full():
+            self._out.get_nowait()  # the leases in it are still held, and freed with the rest
+        self._out.put_nowait(item)
+
+    async def _read(self, instructions: AsyncIterator[Instructions]) -> None:
+        async for said in instructions:
+            expired: list[str] = []
+            if said.acknowledge:
+                expired += await self._broker.acknowledge(self._subscription, said.acknowledge)
+            if said.refusals:
+                expired += await self._broker.nack(self._subscription, said.refusals)
+            if said.extensions:
+                expired += await self._broker.extend(self._subscription, said.extensions)
+            done = [*said.acknowledge, *(refusal.ack_id for refusal in said.refusals), *expired]
+            done += [ack_id for ack_id, seconds in said.extensions if seconds == 0]
+            for ack_id in done:
+                self._held.pop(ack_id, None)
+            if done:
+                self._room.set()
+            if expired:
+                await self._out.put(Batch([], expired))
+
+    async def _pull(self) -> None:
+        while True:
+            count = self._flow.messages - len(self._held)
+            size = self._flow.content_bytes - sum(self._held.values())
+            if count <= 0 or (size <= 0 and self._held):
+                self._room.clear()
+                await self._room.wait()
+                continue
+            deliveries = await self._broker.pull(
+                self._subscription,
+                max_messages=min(count, MAX_BATCH),
+                max_bytes=max(size, 1),
+                wait_s=_PULL_WAIT_S,
+            )
+            if deliveries:
+                self._held.update((delivery.ack_id, len(delivery.data)) for delivery in deliveries)
+                await self._out.put(Batch(deliveries, []))
