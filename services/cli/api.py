@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from services.runtime.errors import FailedPreconditionError, PlexusError, UnavailableError
+from services.runtime.errors import PlexusError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,15 +119,18 @@ class Api:
     def _check(response: httpx.Response) -> None:
         if not response.is_error:
             return
+        reason = f"HTTP_{response.status_code}"
         try:
             problem = response.json()
-            inner = problem.get("error", problem)
-            message = inner.get("message") or response.text
+            problem = problem.get("error", problem)
+            message = problem.get("message") or response.text
+            for detail in problem.get("details", []):
+                reason = detail.get("reason", reason)
         except (ValueError, AttributeError):
             message = response.text[:200] or response.reason_phrase
         remedy = _REMEDIES.get(response.status_code)
         text = f"{message} (HTTP {response.status_code})" + (f": {remedy}" if remedy else "")
-        raise FailedPreconditionError(text, reason=f"HTTP_{response.status_code}")
+        raise PlexusError(text, reason=reason)
 
 
 def _event_data(lines: Iterator[str]) -> Iterator[str]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import mimetypes
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from services.runtime.errors import InvalidArgumentError, NotFoundError, PlexusError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from services.cli.api import Api
@@ -90,8 +90,37 @@ def batches(sources: Sequence[Source]) -> Iterator[list[Source]]:
         yield batch
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer: sentences with their support, and the passages that they cite by number."""
+
+    sentences: list[dict[str, Any]]
+    citations: list[dict[str, Any]]
+
+    @property
+    def text(self) -> str:
+        """The sentences with their citation numbers; `[?]` marks one without support."""
+        return " ".join(f"{each.get('text', '').strip()} {_mark(each)}" for each in self.sentences)
+
+    @property
+    def uris(self) -> list[str]:
+        """Documents that sentences cite, each once, in the order of their numbers."""
+        cited = {number for each in self.sentences for number in _numbers(each)}
+        kept = [each for each in self.citations if not cited or int(each.get("number", 0)) in cited]
+        return list(dict.fromkeys(str(each.get("documentUri", "")) for each in kept))
+
+
+def _numbers(sentence: dict[str, Any]) -> list[int]:
+    number = int(sentence.get("citation", 0))
+    return [number] if number else []
+
+
+def _mark(sentence: dict[str, Any]) -> str:
+    return "".join(f"[{number}]" for number in _numbers(sentence)) or "[?]"
+
+
 class Knowledge:
-    """One collection of documents."""
+    """One collection of documents. All names of the wire are in this class and in Answer."""
 
     def __init__(self, api: Api, collection: str) -> None:
         self._api = api
@@ -103,40 +132,50 @@ class Knowledge:
         try:
             self._api.call("POST", "/v1/knowledge/collections", {"collection": self._collection})
         except PlexusError as error:
-            if error.reason not in {"HTTP_409", "ALREADY_EXISTS"}:
+            if error.reason != "ALREADY_EXISTS":
                 raise
 
     def ingest(self, batch: Sequence[Source]) -> str:
         """Send documents; the id of the operation that ingests them."""
-        documents = []
-        digest = hashlib.sha256(self._collection.encode())
-        for source in batch:
-            content = source.path.read_bytes()
-            digest.update(source.uri.encode() + b"\0" + hashlib.sha256(content).digest())
-            documents.append(
-                {
-                    "uri": source.uri,
-                    "contentType": source.content_type(),
-                    "content": base64.b64encode(content).decode(),
-                }
-            )
-        answer = self._api.call(
-            "POST",
-            f"{self._path}/documents:ingest",
-            {"documents": documents},
-        )
+        documents = [
+            {
+                "uri": source.uri,
+                "contentType": source.content_type(),
+                "content": base64.b64encode(source.path.read_bytes()).decode(),
+            }
+            for source in batch
+        ]
+        # A repeated request, after a lost answer, must not begin a second operation.
+        body = {"documents": documents, "requestId": str(uuid.uuid4())}
+        answer = self._api.call("POST", f"{self._path}/documents:ingest", body)
         return str(answer["operation"])
 
     def watch(self, operation: str) -> Iterator[dict[str, Any]]:
-        """The operation's states until it is done."""
+        """The operation as it goes on, until it is done."""
         yield from self._api.events("GET", f"/v1/knowledge/operations/{operation}:watch")
 
     def search(self, query: str, limit: int) -> list[dict[str, Any]]:
-        """The best passages."""
-        answer = self._api.call("POST", f"{self._path}:search", {"query": query, "pageSize": limit})
+        """The best passages, best first."""
+        answer = self._api.call("POST", f"{self._path}:search", {"query": query, "limit": limit})
         return list(answer.get("passages", []))
 
-    def ask(self, question: str, *, generate: bool) -> Iterator[dict[str, Any]]:
-        """The events of an answer as they come."""
+    def ask(
+        self, question: str, *, generate: bool = True, on_sentence: Callable[[str], None] | None = None
+    ) -> Answer:
+        """Ask and wait for the whole answer.
+
+        Args:
+            question: In the user's words.
+            generate: Let the chat model write; otherwise the best passages are the answer.
+            on_sentence: Told each sentence, with its citation, as it comes.
+        """
+        answer = Answer([], [])
         body = {"question": question, "generate": generate}
-        yield from self._api.events("POST", f"{self._path}:ask", body)
+        for event in self._api.events("POST", f"{self._path}:ask", body):
+            if "citation" in event:
+                answer.citations.append(event["citation"])
+            if "sentence" in event:
+                answer.sentences.append(event["sentence"])
+                if on_sentence is not None:
+                    on_sentence(f"{event['sentence'].get('text', '').strip()} {_mark(event['sentence'])}")
+        return answer

@@ -28,6 +28,17 @@ StateOption = Annotated[
     typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+UrlOption = Annotated[
+    str | None, typer.Option(help="Edge. Default: PLEXUS_URL, else the one that runs on the state folder.")
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token", help="JSON Web Token. Default: PLEXUS_TOKEN, else one of the consumer's is minted."
+    ),
+]
+ConsumerOption = Annotated[str, typer.Option(help="Who asks, as named in gateway/kong.yml.")]
+CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="Collection of documents.")]
 
 
 def _state(given: Path | None) -> Path:
@@ -112,6 +123,81 @@ def token(
     from services.gateway.credentials import CredentialStore  # noqa: PLC0415 - the same
 
     typer.echo(CredentialStore(_state(state)).mint_token(consumer, seconds(ttl)))
+
+
+@app.command()
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders (Markdown, text, HTML, PDF, DOCX).")],
+    *,
+    collection: CollectionOption = "default",
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """Ingest documents and wait until questions find them."""
+    from services.cli import content  # noqa: PLC0415 - see the module's docstring
+
+    with content.open_api(_state(state), url, api_token, consumer) as api:
+        result = content.ingest(api, collection, paths)
+    typer.echo(f"{result['documents'] - result['failed']} of {result['documents']} documents ingested")
+    for failure in result["failures"]:
+        typer.echo(f"plexus: {failure.get('documentUri')}: {failure.get('reason')}", err=True)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="In your own words.")],
+    *,
+    collection: CollectionOption = "default",
+    generate: Annotated[bool, typer.Option(help="Let the chat model write the answer.")] = True,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """Ask the documents; each sentence cites the passage that supports it."""
+    from services.cli import content  # noqa: PLC0415 - see the module's docstring
+    from services.cli.knowledge import Knowledge  # noqa: PLC0415 - the same
+
+    show = None if as_json else typer.echo
+    with content.open_api(_state(state), url, api_token, consumer) as api:
+        answer = Knowledge(api, collection).ask(question, generate=generate, on_sentence=show)
+    if as_json:
+        _print_json(content.answer_as_json(question, answer))
+        return
+    typer.echo("")
+    for citation in answer.citations:
+        typer.echo(content.citation_line(citation))
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="Words or a question.")],
+    *,
+    collection: CollectionOption = "default",
+    limit: Annotated[int, typer.Option("--limit", "-n", help="Passages.", min=1, max=100)] = 5,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """Find passages by meaning and by words."""
+    from services.cli import content  # noqa: PLC0415 - see the module's docstring
+    from services.cli.knowledge import Knowledge  # noqa: PLC0415 - the same
+
+    with content.open_api(_state(state), url, api_token, consumer) as api:
+        passages = Knowledge(api, collection).search(query, limit)
+    if as_json:
+        _print_json(passages)
+        return
+    for number, passage in enumerate(passages, 1):
+        typer.echo(content.citation_line({"number": number} | passage))
+        typer.echo(f"    {' '.join(str(passage.get('text', '')).split())[:200]}")
 
 
 @models_app.command("pull")

@@ -1,0 +1,85 @@
+"""ingest, ask and search, with what people see while they wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from services.cli.api import Api, bearer_token, edge_url
+from services.cli.knowledge import Answer, Knowledge, batches, find_sources
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_DONE = frozenset({"OPERATION_STATE_SUCCEEDED", "OPERATION_STATE_FAILED"})
+
+
+def open_api(state_dir: Path, url: str | None, token: str | None, consumer: str) -> Api:
+    """The edge to talk to; see services.cli.api for where URL and token come from."""
+    return Api(edge_url(state_dir, url), bearer_token(state_dir, token, consumer))
+
+
+def ingest(api: Api, collection: str, paths: Sequence[Path]) -> dict[str, Any]:
+    """Ingest files and folders and wait until they can be found.
+
+    Returns:
+        Counts of documents and the failed ones with their reasons.
+
+    Raises:
+        PlexusError: Nothing to ingest, or the edge or the service refused.
+    """
+    sources = find_sources(paths)
+    knowledge = Knowledge(api, collection)
+    knowledge.ensure()
+    failures: list[dict[str, Any]] = []
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("ingesting", total=len(sources))
+        finished = 0
+        for batch in batches(sources):
+            operation = knowledge.ingest(batch)
+            last: dict[str, Any] = {}
+            for last in knowledge.watch(operation):
+                bar.update(task, completed=finished + _count(last))
+                if last.get("state") in _DONE:
+                    break
+            failures.extend(last.get("failures", []))
+            finished += len(batch)
+            bar.update(task, completed=finished)
+    return {"documents": len(sources), "failed": len(failures), "failures": failures}
+
+
+def _count(operation: dict[str, Any]) -> int:
+    return int(operation.get("documentsDone", 0)) + int(operation.get("documentsFailed", 0))
+
+
+def answer_as_json(question: str, answer: Answer) -> dict[str, Any]:
+    """What `plexus ask --json` prints."""
+    return {
+        "question": question,
+        "answer": answer.text,
+        "sentences": answer.sentences,
+        "citations": answer.citations,
+    }
+
+
+def citation_line(citation: dict[str, Any]) -> str:
+    """One passage as a line: number, document, place."""
+    place = f"{citation.get('startOffset', 0)}-{citation.get('endOffset', 0)}"
+    return f"[{citation.get('number', '?')}] {citation.get('documentUri', '?')} ({place})"
