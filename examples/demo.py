@@ -113,9 +113,8 @@ def main() -> int:
         if started or (state / "run" / "control.sock").exists():
             print("\nstopping")
             plexus(state, "down")
-    print(
-        f"\n{'done' if right else 'FAILED: an answer cites another document'}, {time.monotonic() - began:.1f} s in all"
-    )
+    verdict = "done" if right else "FAILED: an answer cites another document"
+    print(f"\n{verdict}, {time.monotonic() - began:.1f} s in all")
     print(
         f"""
 go on:

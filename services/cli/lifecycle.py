@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LOCK_WAIT_S = 20.0
 """How long `up` waits for processes of a killed supervisor to end."""
-START_WAIT_S = 120.0
+START_WAIT_S = 60.0
 DOWN_WAIT_S = 60.0
 _FOLLOW_POLL_S = 0.2
 
@@ -54,7 +54,15 @@ def up(state_dir: Path, host: str, port: int, *, detach: bool) -> dict[str, Any]
         return None
     from services.cli.supervisor.detach import run_detached  # noqa: PLC0415 - only here
 
-    return run_detached(lambda tell: supervise(tell, None), run_dir.log_file("supervisor"), START_WAIT_S)
+    try:
+        return run_detached(lambda tell: supervise(tell, None), run_dir.log_file("supervisor"), START_WAIT_S)
+    except DeadlineExceededError as error:
+        rows = status(run_dir.state_dir)["services"]
+        late = [f"{row['service']} ({row['state']})" for row in rows if row["state"] != "serving"]
+        raise DeadlineExceededError(
+            f"not serving after {START_WAIT_S:g} s: {', '.join(late)}; the rest runs on: "
+            f"see `plexus logs {late[0].split()[0] if late else 'supervisor'}`, or `plexus down`"
+        ) from error
 
 
 def _answers(run_dir: rundir.RunDir) -> bool:

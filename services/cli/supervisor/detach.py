@@ -49,10 +49,7 @@ def run_detached(
     report = _wait(read, timeout_s)
     os.close(read)
     if report is None:
-        raise DeadlineExceededError(
-            f"not everything serves after {timeout_s:g} s; it goes on starting: "
-            "see `plexus status` and `plexus logs`"
-        )
+        raise DeadlineExceededError(f"no report after {timeout_s:g} s; see `plexus status` and `plexus logs`")
     if "error" in report:
         raise PlexusError(report["error"])
     return report
