@@ -41,6 +41,26 @@ ResultT = TypeVar("ResultT")
 SEARCH_THREADS = 2
 """Threads of each open shard for segments searched in parallel, and threads of the store for reads."""
 MAX_GROUP_WRITES = 64
+MAX_JOURNAL_POINTS = 50_000
+"""Points written while a copy of their shard is being optimised; with more, the copy is given up."""
+
+
+@dataclass(slots=True)
+class Journal:
+    """Operations since a shard was copied; those of too many points are dropped, and with them the copy."""
+
+    operations: list[Any] = field(default_factory=list)
+    points: int = 0
+    overflowed: bool = False
+
+    def append(self, operation: Any, points: int) -> None:
+        """Keep an operation that concerns so many points."""
+        self.points += points
+        self.overflowed = self.overflowed or self.points > MAX_JOURNAL_POINTS
+        if self.overflowed:
+            self.operations.clear()
+        else:
+            self.operations.append(operation)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +80,7 @@ class Shard:
     engine: Any = None
     unflushed: int = 0
     changed: int = 0
-    journal: list[Any] | None = None
+    journal: Journal | None = None
     deleted: bool = False
 
 
@@ -145,7 +165,7 @@ class QdrantEdgeStore:
                 f"there are {self._config.max_collections} collections, the most allowed",
                 reason="TOO_MANY_COLLECTIONS",
             )
-        self._check_disk()
+        self.check_disk()
         stored = self._files.create(
             spec,
             request_id,
@@ -239,10 +259,10 @@ class QdrantEdgeStore:
         return count
 
     def _update(self, shard: Shard, operation: Any, points: int) -> None:
-        self._check_disk()
+        self.check_disk()
         _live(shard).update(operation)
         if shard.journal is not None:
-            shard.journal.append(operation)
+            shard.journal.append(operation, points)
         shard.unflushed += points
         shard.changed += points
 
@@ -266,9 +286,14 @@ class QdrantEdgeStore:
                 shard.unflushed = 0
         return group.results
 
-    def _check_disk(self) -> None:
+    def check_disk(self, needed_bytes: int = 0) -> None:
+        """Check that there is room on the disk.
+
+        Raises:
+            ResourceExhaustedError: After taking so many bytes there would not be.
+        """
         disk = os.statvfs(self._files.root)
-        if disk.f_bavail * disk.f_frsize < self._config.min_free_disk_bytes:
+        if disk.f_bavail * disk.f_frsize - needed_bytes < self._config.min_free_disk_bytes:
             raise ResourceExhaustedError("the disk is full", reason="DISK_FULL", retry_after_s=30)
 
     # --- reads
@@ -342,6 +367,8 @@ class QdrantEdgeStore:
                     loop = asyncio.get_running_loop()
                     opened = await loop.run_in_executor(self._readers, load, shard.stored.shard_folder)
                     if not shard.deleted:
+                        info = opened.info()
+                        shard.changed = max(0, info.points_count - info.indexed_vectors_count)
                         shard.engine = opened
                     return opened
         return shard.engine

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DESCRIPTION = "collection.json"
+_COPY_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Stored:
         return self.folder / f"shard-{self.shard}"
 
 
-def _fsync_folder(folder: Path) -> None:
+def _fsync(folder: Path | str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -75,7 +76,38 @@ def sync_log(shard_folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-    _fsync_folder(folder)
+    _fsync(folder)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes that the files below a folder take on the disk; the log's are mostly holes."""
+    return sum(path.stat().st_blocks for path in folder.rglob("*")) * 512
+
+
+def copy_sparse(source: str, target: str) -> str:
+    """Copy a file with its holes."""
+    with open(source, "rb") as reader, open(target, "wb") as writer:  # noqa: PTH123 - shutil gives strings
+        size = os.fstat(reader.fileno()).st_size
+        writer.truncate(size)
+        end = 0
+        while end < size:
+            try:
+                start = os.lseek(reader.fileno(), end, os.SEEK_DATA)
+            except OSError:  # nothing but a hole to the end
+                break
+            end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
+            reader.seek(start)
+            writer.seek(start)
+            while start < end:
+                start += writer.write(reader.read(min(end - start, _COPY_BYTES)))
+    return target
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file and folder below a folder durable."""
+    for parent, _, names in os.walk(folder):
+        for path in (parent, *(os.path.join(parent, name) for name in names)):  # noqa: PTH118 - os.walk's strings
+            _fsync(path)
 
 
 def _write_description(stored: Stored, folder: Path) -> None:
@@ -98,7 +130,7 @@ def _write_description(stored: Stored, folder: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(folder / _DESCRIPTION)
-    _fsync_folder(folder)
+    _fsync(folder)
 
 
 def _read_description(folder: Path) -> Stored:
@@ -168,14 +200,14 @@ class CollectionFiles:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        _fsync_folder(self.root)
+        _fsync(self.root)
         return stored
 
     def remove(self, stored: Stored) -> Path:
         """Make a collection's folder vanish; return where it lies until `discard`."""
         trash = self.root / f"trash-{uuid.uuid4().hex}"
         stored.folder.rename(trash)
-        _fsync_folder(self.root)
+        _fsync(self.root)
         return trash
 
     @staticmethod

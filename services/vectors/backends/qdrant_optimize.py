@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import qdrant_edge as engine
+
+from services.vectors.backends.qdrant_files import sync_tree
 
 _NICENESS = 10
 
@@ -22,6 +25,7 @@ def main() -> None:
     shard.optimize()
     shard.flush()
     shard.close()
+    sync_tree(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":
