@@ -1,0 +1,128 @@
+"""Finding passages and answering from them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from services.knowledge.citations import Evidence, Sentence, SentenceStream, cite, sentences, words
+from services.knowledge.domain import Mode, Passage
+from services.knowledge.fusion import fuse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from services.knowledge.config import KnowledgeConfig
+    from services.knowledge.domain import Collection
+    from services.knowledge.engines import Engines, Found
+    from services.knowledge.store import KnowledgeStore
+
+_CANDIDATES = 40
+"""Chunks taken from each engine before fusion."""
+_PROMPT_PASSAGES = 3
+"""Passages given to the model: small ones lose the thread in more."""
+_PROMPT_CHARACTERS = 1200
+_MAX_SENTENCES = 64
+_INSTRUCTION = (
+    "Answer the question in one to three short sentences, using only the passages below. "
+    "If they do not answer it, say so.\n\n"
+)
+
+
+class Answering:
+    """Search and Ask over the engines."""
+
+    def __init__(self, store: KnowledgeStore, engines: Engines, config: KnowledgeConfig) -> None:
+        self._store = store
+        self._engines = engines
+        self._config = config
+
+    async def search(self, collection: Collection, query: str, mode: Mode, *, limit: int) -> list[Passage]:
+        """Passages for a query, best first, numbered from 1."""
+        name = collection.engine_name
+        wanted = max(_CANDIDATES, 2 * limit)
+
+        async def dense() -> list[Found]:
+            if mode is Mode.LEXICAL:
+                return []
+            (vector,) = await self._engines.embed([query])
+            return await self._engines.dense(name, vector, limit=wanted)
+
+        async def lexical() -> list[Found]:
+            return [] if mode is Mode.DENSE else await self._engines.lexical(name, query, limit=wanted)
+
+        rankings = await asyncio.gather(dense(), lexical())
+        found = {(entry.document, entry.chunk, entry.version): entry for part in rankings for entry in part}
+        if mode is Mode.HYBRID:
+            order = fuse(*([_key(entry) for entry in part] for part in rankings))
+        else:
+            order = [(_key(entry), entry.score) for part in rankings for entry in part]
+        documents = await self._store.versions(list({entry.document for entry in found.values()}))
+        passages: list[Passage] = []
+        for key, score in order:
+            entry = found[key]
+            document = documents.get(entry.document)
+            if document is None or document.version != entry.version:
+                continue  # of a version that is not yet, or no longer, the searchable one
+            passages.append(
+                Passage(
+                    number=len(passages) + 1,
+                    document=document.id,
+                    uri=document.uri,
+                    title=document.title,
+                    headings=entry.headings,
+                    chunk=entry.chunk,
+                    start=entry.start,
+                    end=entry.end,
+                    text=entry.text,
+                    score=score,
+                )
+            )
+            if len(passages) == limit:
+                break
+        return passages
+
+    async def answer(self, question: str, passages: Sequence[Passage]) -> AsyncIterator[Sentence]:
+        """The sentences of a generated answer, each with its support."""
+        if not passages:
+            return
+        evidence = await self._evidence(passages)
+        prompt = _INSTRUCTION + "\n\n".join(
+            f"{' > '.join((passage.title, *passage.headings[1:]))}:\n{passage.text[:_PROMPT_CHARACTERS]}"
+            for passage in passages[:_PROMPT_PASSAGES]
+        )
+        stream = SentenceStream()
+        count = 0
+        pieces = self._engines.chat(prompt, question, max_tokens=self._config.answer_tokens)
+        async for piece in pieces:
+            for sentence in stream.feed(piece):
+                yield await self._cite(sentence, evidence)
+                count += 1
+            if count >= _MAX_SENTENCES:
+                return
+        for sentence in stream.finish():
+            yield await self._cite(sentence, evidence)
+
+    async def _evidence(self, passages: Sequence[Passage]) -> Evidence:
+        owners: list[int] = []
+        texts: list[str] = []
+        for position, passage in enumerate(passages):
+            for sentence in sentences(passage.text):
+                owners.append(position)
+                texts.append(sentence)
+        vectors = await self._engines.embed(texts)
+        return Evidence(owners, vectors, [words(passage.text) for passage in passages])
+
+    async def _cite(self, sentence: str, evidence: Evidence) -> Sentence:
+        (vector,) = await self._engines.embed([sentence])
+        return cite(sentence, vector, evidence, threshold=self._config.support_threshold)
+
+
+def _key(entry: Found) -> tuple[str, int, str]:
+    return (entry.document, entry.chunk, entry.version)
+
+
+def cited(passages: Sequence[Passage], answer: Sequence[Sentence]) -> list[Passage]:
+    """The passages that a sentence of the answer cites, in order of their numbers."""
+    numbers = {sentence.citation for sentence in answer}
+    return [passage for passage in passages if passage.number in numbers]
