@@ -187,7 +187,7 @@ async def test_deleting_by_ids_filter_and_query(stub: search_pb2_grpc.SearchServ
 
 async def test_a_stream_answers_each_batch(stub: search_pb2_grpc.SearchServiceStub) -> None:
     await create(stub)
-    batches = [
+    batches: list[dict[str, Any]] = [
         {"index": "pages", "documents": [{"id": "a"}, {"id": "b", "fields": {"size": "x"}}]},
         {"documents": [{"id": "c"}]},
     ]
