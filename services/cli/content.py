@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_DONE = frozenset({"OPERATION_STATE_SUCCEEDED", "OPERATION_STATE_FAILED"})
-
 
 def open_api(state_dir: Path, url: str | None, token: str | None, consumer: str) -> Api:
     """The edge to talk to; see services.cli.api for where URL and token come from."""
@@ -57,8 +55,6 @@ def ingest(api: Api, collection: str, paths: Sequence[Path]) -> dict[str, Any]:
             last: dict[str, Any] = {}
             for last in knowledge.watch(operation):
                 bar.update(task, completed=finished + _count(last))
-                if last.get("state") in _DONE:
-                    break
             failures.extend(last.get("failures", []))
             finished += len(batch)
             bar.update(task, completed=finished)
@@ -66,7 +62,7 @@ def ingest(api: Api, collection: str, paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _count(operation: dict[str, Any]) -> int:
-    return int(operation.get("documentsDone", 0)) + int(operation.get("documentsFailed", 0))
+    return sum(int(operation[name]) for name in ("readyCount", "unchangedCount", "failedCount"))
 
 
 def answer_as_json(question: str, answer: Answer) -> dict[str, Any]:
@@ -81,5 +77,5 @@ def answer_as_json(question: str, answer: Answer) -> dict[str, Any]:
 
 def citation_line(citation: dict[str, Any]) -> str:
     """One passage as a line: number, document, place."""
-    place = f"{citation.get('startOffset', 0)}-{citation.get('endOffset', 0)}"
-    return f"[{citation.get('number', '?')}] {citation.get('documentUri', '?')} ({place})"
+    place = f"{citation.get('start', 0)}-{citation.get('end', 0)}"
+    return f"[{citation.get('number', '?')}] {citation.get('uri', '?')} ({place})"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import mimetypes
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from services.runtime.errors import InvalidArgumentError, NotFoundError, PlexusError
+from services.runtime.errors import InvalidArgumentError, NotFoundError, PlexusError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ SUFFIXES = frozenset({".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".doc
 """Kinds of files taken from a folder; a file named itself is taken whatever its suffix."""
 BATCH_BYTES = 4 * 1024 * 1024
 """Documents of one request; base64 and the server's message bound of 16 MiB leave room for one more."""
-MAX_FILE_BYTES = 11 * 1024 * 1024
+MAX_FILE_BYTES = 10 * 1024 * 1024
 """Largest file sent inline."""
 _MARKDOWN = {".md": "text/markdown", ".markdown": "text/markdown"}
 
@@ -107,7 +106,7 @@ class Answer:
         """Documents that sentences cite, each once, in the order of their numbers."""
         cited = {number for each in self.sentences for number in _numbers(each)}
         kept = [each for each in self.citations if not cited or int(each.get("number", 0)) in cited]
-        return list(dict.fromkeys(str(each.get("documentUri", "")) for each in kept))
+        return list(dict.fromkeys(str(each.get("uri", "")) for each in kept))
 
 
 def _numbers(sentence: dict[str, Any]) -> list[int]:
@@ -130,9 +129,9 @@ class Knowledge:
     def ensure(self) -> None:
         """Create the collection unless it exists."""
         try:
-            self._api.call("POST", "/v1/knowledge/collections", {"collection": self._collection})
+            self._api.call("POST", "/v1/knowledge/collections", {"name": self._collection})
         except PlexusError as error:
-            if error.reason != "ALREADY_EXISTS":
+            if error.reason != "COLLECTION_EXISTS":
                 raise
 
     def ingest(self, batch: Sequence[Source]) -> str:
@@ -145,14 +144,14 @@ class Knowledge:
             }
             for source in batch
         ]
-        # A repeated request, after a lost answer, must not begin a second operation.
-        body = {"documents": documents, "requestId": str(uuid.uuid4())}
-        answer = self._api.call("POST", f"{self._path}/documents:ingest", body)
-        return str(answer["operation"])
+        # Repeating it after a lost answer is harmless: the same content is not ingested again.
+        answer = self._api.call("POST", f"{self._path}/documents:ingest", {"documents": documents})
+        return str(answer["id"])
 
     def watch(self, operation: str) -> Iterator[dict[str, Any]]:
         """The operation as it goes on, until it is done."""
-        yield from self._api.events("GET", f"/v1/knowledge/operations/{operation}:watch")
+        for event in self._api.events("GET", f"/v1/knowledge/operations/{operation}:watch"):
+            yield event["operation"]
 
     def search(self, query: str, limit: int) -> list[dict[str, Any]]:
         """The best passages, best first."""
@@ -169,13 +168,14 @@ class Knowledge:
             generate: Let the chat model write; otherwise the best passages are the answer.
             on_sentence: Told each sentence, with its citation, as it comes.
         """
-        answer = Answer([], [])
+        answer: Answer | None = None
         body = {"question": question, "generate": generate}
         for event in self._api.events("POST", f"{self._path}:ask", body):
-            if "citation" in event:
-                answer.citations.append(event["citation"])
-            if "sentence" in event:
-                answer.sentences.append(event["sentence"])
-                if on_sentence is not None:
-                    on_sentence(f"{event['sentence'].get('text', '').strip()} {_mark(event['sentence'])}")
+            if "sentence" in event and on_sentence is not None:
+                on_sentence(f"{event['sentence'].get('text', '').strip()} {_mark(event['sentence'])}")
+            if "answer" in event:
+                answer = Answer(event["answer"]["sentences"], event["answer"]["citations"])
+        if answer is None:
+            # Over HTTP/1.1 a stream that failed on its way ends like a complete one.
+            raise UnavailableError("the answer broke off before its end: ask again", reason="STREAM_BROKEN")
         return answer

@@ -142,7 +142,7 @@ def ingest(
         result = content.ingest(api, collection, paths)
     typer.echo(f"{result['documents'] - result['failed']} of {result['documents']} documents ingested")
     for failure in result["failures"]:
-        typer.echo(f"plexus: {failure.get('documentUri')}: {failure.get('reason')}", err=True)
+        typer.echo(f"plexus: {failure.get('uri')}: {failure.get('reason')}", err=True)
     if result["failed"]:
         raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from services.knowledge.citations import Evidence, Sentence, SentenceStream, cite, sentences, words
@@ -22,7 +23,6 @@ _CANDIDATES = 40
 _PROMPT_PASSAGES = 3
 """Passages given to the model: small ones lose the thread in more."""
 _PROMPT_CHARACTERS = 1200
-_MAX_SENTENCES = 64
 _INSTRUCTION = (
     "Answer the question in one to three short sentences, using only the passages below. "
     "If they do not answer it, say so.\n\n"
@@ -92,16 +92,18 @@ class Answering:
             for passage in passages[:_PROMPT_PASSAGES]
         )
         stream = SentenceStream()
-        count = 0
+        said: set[str] = set()
         pieces = self._engines.chat(prompt, question, max_tokens=self._config.answer_tokens)
-        async for piece in pieces:
-            for sentence in stream.feed(piece):
-                yield await self._cite(sentence, evidence)
-                count += 1
-            if count >= _MAX_SENTENCES:
-                return
+        async with aclosing(pieces):
+            async for piece in pieces:
+                for sentence in stream.feed(piece):
+                    if sentence in said:
+                        return  # small models fall into loops; the first repetition is the end of the answer
+                    said.add(sentence)
+                    yield await self._cite(sentence, evidence)
         for sentence in stream.finish():
-            yield await self._cite(sentence, evidence)
+            if sentence not in said:
+                yield await self._cite(sentence, evidence)
 
     async def _evidence(self, passages: Sequence[Passage]) -> Evidence:
         owners: list[int] = []

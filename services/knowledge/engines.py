@@ -19,7 +19,7 @@ from services.runtime.errors import AlreadyExistsError, NotFoundError
 from services.runtime.status import from_rpc_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 
     from numpy.typing import NDArray
 
@@ -163,7 +163,7 @@ class Engines:
             rows += [np.frombuffer(vector.packed, "<f4") for vector in response.vectors]
         return np.stack(rows) if rows else np.zeros((0, DIMENSION), np.float32)
 
-    async def chat(self, system: str, question: str, *, max_tokens: int) -> AsyncIterator[str]:
+    async def chat(self, system: str, question: str, *, max_tokens: int) -> AsyncGenerator[str]:
         """The pieces of an answer."""
         request = inference_pb2.ChatRequest(
             messages=[

@@ -113,10 +113,14 @@ def test_nobody_at_the_address_is_an_error_with_a_remedy() -> None:
 
 def test_an_answer_keeps_citations_and_marks_a_sentence_without_support() -> None:
     events = [
-        {"citation": {"number": 1, "documentUri": "a.md"}},
-        {"citation": {"number": 2, "documentUri": "b.md"}},
         {"sentence": {"text": "So it is.", "citation": 2}},
         {"sentence": {"text": "Perhaps."}},
+        {
+            "answer": {
+                "sentences": [{"text": "So it is.", "citation": 2}, {"text": "Perhaps."}],
+                "citations": [{"number": 1, "uri": "a.md"}, {"number": 2, "uri": "b.md"}],
+            }
+        },
     ]
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
     told: list[str] = []
@@ -125,6 +129,12 @@ def test_an_answer_keeps_citations_and_marks_a_sentence_without_support() -> Non
     assert told == ["So it is. [2]", "Perhaps. [?]"]
     assert answer.text == "So it is. [2] Perhaps. [?]"
     assert answer.uris == ["b.md"]
+
+
+def test_an_answer_that_ends_early_is_an_error() -> None:
+    body = 'data: {"sentence": {"text": "So"}}\n\n'
+    with edge(200, body, "text/event-stream") as api, pytest.raises(PlexusError, match="before its end"):
+        Knowledge(api, "docs").ask("why?")
 
 
 def test_an_error_in_the_middle_of_a_stream_is_an_error_not_an_end() -> None:
