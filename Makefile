@@ -38,7 +38,7 @@ test: sync ## all tests
 check: sync ## what CI checks: format, lint, types, boundaries, protos
 	@$(RUN) ruff format --check .
 	@$(RUN) ruff check .
-	@$(RUN) mypy services clients/python tests tools
+	@$(RUN) mypy services clients/python tests tools examples benchmarks
 	@$(RUN) lint-imports
 	@$(RUN) python tools/generate.py --check
 	@$(RUN) buf lint

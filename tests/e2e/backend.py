@@ -109,10 +109,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-def fetched_models() -> Path | None:
-    """Models that `make demo` or a test run has fetched; tests never go to the network for them."""
-    given = os.environ.get("PLEXUS_TEST_MODELS")
-    folder = Path(given) if given else REPOSITORY / ".build" / "demo" / "models"
-    return folder if folder.is_dir() else None
