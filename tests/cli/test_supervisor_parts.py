@@ -14,6 +14,7 @@ from services.cli.supervisor.backoff import Backoff
 from services.cli.supervisor.logs import MAX_LINE_BYTES, Console, LineBuffer, RotatingFile, readable
 from services.cli.supervisor.spec import RestartPolicy
 from services.runtime.errors import FailedPreconditionError
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -120,9 +121,9 @@ def test_a_port_lost_to_someone_else_is_replaced(run_dir: rundir.RunDir) -> None
 
 def test_a_taken_http_port_is_refused_with_a_remedy() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        port = free_port()
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         with pytest.raises(FailedPreconditionError, match="--port"):
             rundir.check_http_port("127.0.0.1", port)
     rundir.check_http_port("127.0.0.1", port)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.backend import Backend, free_port
+from tests.e2e.backend import Backend
 from tests.models import model_folder
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,6 +29,7 @@ from services.gateway.envoy.descriptors import transcoded
 from services.gateway.envoy.types import Edge
 from services.gateway.pages import pages
 from services.gateway.proxy import Proxy
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -163,15 +164,6 @@ def short_folder() -> Iterator[Path]:
     """A folder whose path fits into a socket address."""
     with tempfile.TemporaryDirectory(prefix="plx") as folder:
         yield Path(folder)
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    import socket  # noqa: PLC0415 - one use
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager

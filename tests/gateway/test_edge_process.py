@@ -19,7 +19,7 @@ from services.gateway.credentials import CredentialStore
 from services.gateway.envoy.listener import listener
 from services.gateway.kong import KongFileError
 from services.runtime.config import project_file
-from tests.gateway.conftest import free_port
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from services.mesh.trust.local import LocalCertificateSource
 from services.runtime.credentials import server_credentials
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -64,9 +64,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._peers: list[Peer] = []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.control_port: int = probe.getsockname()[1]
+        self.control_port = free_port()
 
     async def start(self, role: str, *options: str, **environment: str) -> Peer:
         errors = self._folder / f"{len(self._peers)}-{role}.log"
