@@ -13,7 +13,7 @@ BENCHES := $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))
 .PHONY: help sync demo up test check fmt protos bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .tools/bin/uv:
 	@echo "installing uv $(UV_VERSION) into .tools"
@@ -54,9 +54,10 @@ fmt: sync ## format Python and protos
 protos: sync ## regenerate generated/ from protos/
 	@$(RUN) python tools/generate.py
 
-bench: $(addprefix bench-,$(BENCHES)) ## all benchmarks
+bench: sync ## all benchmarks; RECORD=1 writes what they say to benchmarks/results/
+	@$(RUN) python benchmarks/_suite.py $(if $(RECORD),--record) $(BENCHES)
 
-bench-%: sync
+bench-%: sync ## one: bench-start, bench-call, bench-answers
 	@$(RUN) python benchmarks/$(subst -,_,$*).py
 
 clean: ## remove what was built (not the state of `plexus up`)

@@ -1,0 +1,40 @@
+"""Each benchmark, very short: it runs, and its last line is the JSON it promises. No figure is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(name: str, *arguments: str, **environment: str) -> dict[str, float]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PLEXUS_")}
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "benchmarks" / f"{name}.py"), *arguments],
+        env=env | environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    assert all(value > 0 for value in figures.values()), figures
+    return figures
+
+
+@pytest.mark.timeout(300)
+def test_call() -> None:
+    figures = run("call", "--rounds", "1", "--calls", "32")
+    assert set(figures) == {"p50_ratio_c1", "p99_ratio_c1", "rate_ratio_c32"}
+
+
+@pytest.mark.timeout(300)
+def test_start() -> None:
+    assert set(run("start", "--runs", "1", "--settle-s", "0")) == {"ready_s", "idle_pss_mib"}
