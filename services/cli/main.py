@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from plexus.client.state import default_state_dir
 from services.runtime.errors import PlexusError
 
 app = typer.Typer(
@@ -42,8 +43,6 @@ CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="Colle
 
 
 def _state(given: Path | None) -> Path:
-    from services.runtime.config import default_state_dir  # noqa: PLC0415 - pydantic is slow to import
-
     return given if given is not None else default_state_dir()
 
 

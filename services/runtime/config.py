@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
@@ -204,13 +203,6 @@ def _leaves(keys: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
-
-
-def default_state_dir(environment: Mapping[str, str] | None = None) -> Path:
-    """The folder that holds everything Plexus keeps: `PLEXUS_STATE`, else the user's data folder."""
-    env = os.environ if environment is None else environment
-    configured = env.get("PLEXUS_STATE")
-    return Path(configured) if configured else Path(platformdirs.user_data_dir("plexus"))
 
 
 def project_file(relative: str) -> Path:

@@ -8,11 +8,13 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from plexus.client.failures import DETAILS_KEY, problem
 from services.runtime import errors
+
+__all__ = ["CODES", "DETAILS_KEY", "DOMAIN", "code_of", "from_rpc_error", "to_status"]
 
 DOMAIN = "plexus"
 """ErrorInfo.domain of every error made here."""
-DETAILS_KEY = "grpc-status-details-bin"
 
 CODES: dict[type[errors.PlexusError], grpc.StatusCode] = {
     errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -80,25 +82,16 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, dependency: str) -> errors.Pl
     Its code, message, reason and metadata are kept; UNAVAILABLE gets the dependency's name, and what the
     callee did not explain (UNKNOWN, INTERNAL) becomes INTERNAL here too.
     """
-    code = error.code()
-    message = error.details() or code.name
-    reason: str | None = None
-    metadata: dict[str, str] = {}
-    violations: list[errors.FieldViolation] = []
-    for key, value in error.trailing_metadata() or ():
-        if key != DETAILS_KEY:
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-            if detail.Unpack(info):
-                reason, metadata = info.reason, dict(info.metadata)
-            elif detail.Unpack(bad):
-                violations = [errors.FieldViolation(v.field, v.description) for v in bad.field_violations]
-    kind = _CLASSES.get(code)
+    found = problem(error)
+    reason = found.reason or None
+    kind = _CLASSES.get(found.code)
     if kind is errors.UnavailableError:
         return errors.UnavailableError(f"{dependency} is unavailable", dependency=dependency, reason=reason)
     if kind is errors.InvalidArgumentError:
-        return errors.InvalidArgumentError(message, violations=violations, reason=reason, metadata=metadata)
+        violations = [errors.FieldViolation(v.field, v.description) for v in found.violations]
+        return errors.InvalidArgumentError(
+            found.message, violations=violations, reason=reason, metadata=found.metadata
+        )
     if kind is None:
         return errors.PlexusError(f"{dependency} failed", metadata={"dependency": dependency})
-    return kind(message, reason=reason, metadata=metadata)
+    return kind(found.message, reason=reason, metadata=found.metadata)

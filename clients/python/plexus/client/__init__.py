@@ -1,1 +1,60 @@
-"""The Python SDK."""
+"""The Python SDK of Plexus.
+
+    import plexus.client
+    from plexus.vectors.v1 import vectors_pb2, vectors_pb2_grpc
+
+    async with plexus.client.connect() as mesh:
+        vectors = mesh.stub(vectors_pb2_grpc.VectorsServiceStub)
+        await vectors.ListCollections(vectors_pb2.ListCollectionsRequest())
+
+Names are imported at first use: whoever needs the state folder alone does not load gRPC.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plexus.client.channel import Mesh, MeshChannel
+    from plexus.client.failures import Problem, Violation, problem
+    from plexus.client.join import NotJoinedError, connect
+    from plexus.client.queue import RejectError, consume
+    from plexus.client.state import default_state_dir
+
+__all__ = [
+    "Mesh",
+    "MeshChannel",
+    "NotJoinedError",
+    "Problem",
+    "RejectError",
+    "Violation",
+    "connect",
+    "consume",
+    "default_state_dir",
+    "problem",
+]
+
+_HOMES = {
+    "Mesh": "channel",
+    "MeshChannel": "channel",
+    "NotJoinedError": "join",
+    "Problem": "failures",
+    "RejectError": "queue",
+    "Violation": "failures",
+    "connect": "join",
+    "consume": "queue",
+    "default_state_dir": "state",
+    "problem": "failures",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -52,9 +52,16 @@ class MeshChannel:
     A wrapper instead of client interceptors: those cost a task and two awaits a call.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, headers: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        headers: Sequence[tuple[str, str]] = (),
+        *,
+        timeout_s: float = UNARY_TIMEOUT_S,
+    ) -> None:
         self._channel = channel
         self._headers = list(headers)
+        self._timeout_s = timeout_s
 
     def _wrap(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: float
@@ -82,7 +89,7 @@ class MeshChannel:
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
         """As grpc.aio.Channel.unary_unary."""
-        return self._wrap("unary_unary", args, kwargs, UNARY_TIMEOUT_S)
+        return self._wrap("unary_unary", args, kwargs, self._timeout_s)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
         """As grpc.aio.Channel.unary_stream."""
@@ -109,10 +116,16 @@ class Mesh:
     """Stubs for every service, found through xDS: `mesh.stub(vectors_pb2_grpc.VectorsServiceStub)`.
 
     The process's xDS bootstrap (GRPC_XDS_BOOTSTRAP) must be set before the first channel is made: gRPC reads
-    it once. One channel a service is opened at first use and kept.
+    it once; `plexus.client.connect` sees to that for programs. One channel a service is opened at first use
+    and kept.
+
+    Args:
+        timeout_s: Deadline of a unary call, in seconds, when neither the call nor its caller's own deadline
+            gives one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, timeout_s: float = UNARY_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def channel(self, service: str) -> MeshChannel:
@@ -130,7 +143,7 @@ class Mesh:
                 ],
             )
             self._channels[service] = channel
-        return MeshChannel(channel)
+        return MeshChannel(channel, timeout_s=self._timeout_s)
 
     def stub(self, stub: Callable[[grpc.aio.Channel], StubT]) -> StubT:
         """An instance of a generated async stub, dialling its service by name."""
