@@ -16,24 +16,28 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 import grpc.aio
 import structlog
+from google.rpc import status_pb2
 from opentelemetry import propagate
 from opentelemetry.trace import SpanKind, StatusCode
 
 from plexus.client.propagation import call_context
 from services.runtime import access, status
 from services.runtime.errors import DeadlineExceededError, PlexusError, ResourceExhaustedError
-from services.runtime.request import Request
+from services.runtime.request import Request, Rest
 from services.runtime.telemetry import HANDLED, IN_FLIGHT, LATENCY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from google.protobuf.message import Message
     from opentelemetry.trace import Tracer
 
     from services.runtime.config import ServerConfig
 
 log = structlog.get_logger(__name__)
 
+HTTP_STATUS_KEY = "x-http-status"
+"""Metadata by which a REST answer gets another HTTP status than its gRPC code's; the edge takes it out."""
 TRUNCATED = b"\xff\xff\xff\xff"
 """Not a valid HttpBody: the edge resets the client's stream when it sees it, since on HTTP/1.1 a gRPC error
 after the first message would otherwise end the body like a complete one."""
@@ -101,7 +105,6 @@ class _Call:
         "_span",
         "_started",
         "_trailers",
-        "poison",
         "request",
     )
 
@@ -114,7 +117,6 @@ class _Call:
         self._entered = False
         self._span: Any = None
         self._started = time.monotonic()
-        self.poison = False
         self.request = Request()
 
     def begin(self) -> None:
@@ -144,7 +146,7 @@ class _Call:
             parent = self._span.get_span_context()
             request.traceparent = f"00-{parent.trace_id:032x}-{parent.span_id:016x}-{parent.trace_flags:02x}"
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> status_pb2.Status:
         """Turn an error into the call's status; what is not a domain error is logged and not told."""
         if not isinstance(error, PlexusError):
             error_id = uuid.uuid4().hex
@@ -154,12 +156,16 @@ class _Call:
         self._code = status.code_of(error)
         self._context.set_code(self._code)
         self._context.set_details(error.message)
-        self._trailers = ((status.DETAILS_KEY, answer.SerializeToString()),)
+        # What the handler set for the case that it fails, such as Content-Range of a 416, goes along.
+        self._trailers = (*(self._context.trailing_metadata() or ()),)
+        self._trailers += ((status.DETAILS_KEY, answer.SerializeToString()),)
+        if self.request.rest is not None and error.reason in status.HTTP_STATUS:
+            self._trailers += ((HTTP_STATUS_KEY, str(status.HTTP_STATUS[error.reason])),)
         if error.retry_after_s is not None:  # the edge passes it on as the HTTP header of that name
             self._trailers += (("retry-after", str(math.ceil(error.retry_after_s))),)
         self._message = error.message
         self._context.set_trailing_metadata(self._trailers)
-        self.poison = self.request.peer == access.EDGE
+        return answer
 
     async def refuse(self) -> NoReturn:
         """Send the status alone, as the last act of a unary call.
@@ -209,6 +215,8 @@ def _read_headers(
         request.consumer = headers.get("x-consumer-username", "")
         groups = headers.get("x-consumer-groups", "")
         request.groups = frozenset(group.strip() for group in groups.split(",") if group.strip())
+        if "x-envoy-original-path" in headers:  # added by the transcoder, and by nobody else
+            request.rest = Rest(headers.get("x-envoy-original-method", ""), headers)
     return headers
 
 
@@ -321,17 +329,18 @@ def _streaming(
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         call = _Call(method, context)
-        sent = raw = False
+        last: Any = None
         try:
             call.begin()
             async for response in behaviour(request, context):
-                raw = raw or response.DESCRIPTOR.full_name == "google.api.HttpBody"
                 yield response
-                sent = True
+                last = response
         except Exception as error:  # noqa: BLE001 - as in _unary
-            call.failed(error)
-            if sent and raw and call.poison:
-                yield TRUNCATED
+            answer = call.failed(error)
+            if last is not None and call.request.rest is not None:
+                words = _last_words(type(last), answer)
+                if words is not None:
+                    yield words
         except BaseException:
             call.cancelled()
             raise
@@ -339,3 +348,16 @@ def _streaming(
             call.end()
 
     return handle
+
+
+def _last_words(kind: type[Message], answer: status_pb2.Status) -> Message | bytes | None:
+    """What ends a REST stream that broke off, where HTTP/1.1 has no place for a status after the first byte.
+
+    A typed stream tells the error in its last message; raw bytes cannot, so the edge resets the connection.
+    """
+    if kind.DESCRIPTOR.full_name == "google.api.HttpBody":
+        return TRUNCATED
+    field = kind.DESCRIPTOR.fields_by_name.get("error")
+    if field is None or field.message_type is not status_pb2.Status.DESCRIPTOR:
+        return None
+    return kind(error=answer)

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from plexus.client.propagation import CallContext, call_context
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The HTTP request that the edge turned into a call.
+
+    Attributes:
+        method: Such as `GET`.
+        headers: As the client sent them, names in lower case.
+    """
+
+    method: str
+    headers: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -17,12 +33,14 @@ class Request(CallContext):
         peer_id: The whole SPIFFE id.
         consumer: End user or application, as verified by the edge; empty for calls from within the mesh.
         groups: The consumer's groups.
+        rest: The HTTP request behind the call; None for gRPC.
     """
 
     peer: str = ""
     peer_id: str = ""
     consumer: str = ""
     groups: frozenset[str] = frozenset()
+    rest: Rest | None = None
 
 
 def current() -> Request:

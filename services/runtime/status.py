@@ -31,6 +31,14 @@ CODES: dict[type[errors.PlexusError], grpc.StatusCode] = {
     errors.UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
     errors.DataLossError: grpc.StatusCode.DATA_LOSS,
 }
+HTTP_STATUS = {
+    "CONDITION_FAILED": 412,
+    "OBJECT_TOO_LARGE": 413,
+    "RANGE_BEYOND_END": 416,
+    "UNSUPPORTED_CONTENT_ENCODING": 415,
+    "DISK_FULL": 507,
+}
+"""Reasons that HTTP names more exactly than the status that their gRPC code becomes."""
 _CLASSES = {code: kind for kind, code in CODES.items()}
 
 

@@ -158,12 +158,13 @@ class ObjectStore(Protocol):
         ...
 
     async def get(
-        self, bucket: str, key: str, *, offset: int = 0, length: int | None = None
+        self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, if_match: str = ""
     ) -> tuple[StoredObject, AsyncIterator[bytes]]:
         """An object and its content in pieces, or a range of it, cut at the end.
 
         Raises:
             NotFoundError: No such bucket or key.
+            AbortedError: The object has another etag than `if_match`; empty: any.
             OutOfRangeError: The range begins beyond the end.
             DataLossError: From the iterator, before any damaged byte.
         """
@@ -179,10 +180,11 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def delete(self, bucket: str, keys: Sequence[str]) -> int:
-        """Delete keys and tell how many existed.
+    async def delete(self, bucket: str, keys: Sequence[str], *, if_match: str = "") -> int:
+        """Delete keys and tell how many existed; if an etag is given, only if each has it.
 
         Raises:
             NotFoundError: No such bucket.
+            AbortedError: An object has another etag, or there is none; nothing is deleted.
         """
         ...

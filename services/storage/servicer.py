@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from google.api import httpbody_pb2
 
 from plexus.storage.v1 import storage_pb2, storage_pb2_grpc
-from services.runtime.errors import InvalidArgumentError
+from services.runtime.errors import InvalidArgumentError, OutOfRangeError
 from services.runtime.paging import decode_token, encode_token, page_size
+from services.runtime.request import current
 from services.storage import convert
 from services.storage.domain import DEFAULT_CONTENT_TYPE, PutOptions
+from services.storage.faces import http
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,21 +68,47 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
             if_absent=first.if_absent,
         )
 
+        rest = current().rest
+        if rest is not None:
+            options = await http.write_options(self._store, rest, first.bucket, first.key, options)
+
         async def content() -> AsyncIterator[bytes]:
             yield first.body.data
             async for request in requests:
                 yield request.body.data
 
-        return convert.object_to(await self._store.put(first.bucket, first.key, content(), options))
+        stored = await self._store.put(first.bucket, first.key, content(), options)
+        if rest is not None:
+            await context.send_initial_metadata((("etag", f'"{stored.etag}"'),))
+        return convert.object_to(stored)
 
     async def GetObject(
         self, request: storage_pb2.GetObjectRequest, context: Any
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
-        stored, content = await self._store.get(
-            request.bucket, request.key, offset=request.offset, length=request.length or None
-        )
+        rest = current().rest
+        if rest is None:
+            stored, content = await self._store.get(
+                request.bucket, request.key, offset=request.offset, length=request.length or None
+            )
+            first = await anext(aiter(content), b"")
+        else:
+            try:
+                stored, part, content = await http.read(
+                    self._store,
+                    rest,
+                    request.bucket,
+                    request.key,
+                    offset=request.offset,
+                    length=request.length,
+                )
+            except OutOfRangeError as error:
+                context.set_trailing_metadata((("content-range", f"bytes */{error.metadata['size']}"),))
+                raise
+            first = await anext(aiter(content), b"")
+            # Only now: had the first block been damaged, the answer would still be a plain error.
+            await context.send_initial_metadata(http.response_headers(stored, part))
         # The first message stands even for an empty object: it carries the content type.
-        yield httpbody_pb2.HttpBody(content_type=stored.content_type, data=await anext(aiter(content), b""))
+        yield httpbody_pb2.HttpBody(content_type=stored.content_type, data=first)
         async for data in content:
             yield httpbody_pb2.HttpBody(data=data)
 
@@ -108,7 +136,11 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
     async def DeleteObject(
         self, request: storage_pb2.DeleteObjectRequest, context: Any
     ) -> storage_pb2.DeleteObjectResponse:
-        await self._store.delete(request.bucket, [request.key])
+        rest = current().rest
+        etag = ""
+        if rest is not None:
+            etag = await http.delete_condition(self._store, rest, request.bucket, request.key)
+        await self._store.delete(request.bucket, [request.key], if_match=etag)
         return storage_pb2.DeleteObjectResponse()
 
     async def DeleteObjects(

@@ -189,3 +189,16 @@ class ObjectStoreContract:
             position = page.next_position
             if position is None:
                 return objects, prefixes
+
+    async def test_reads_and_deletes_may_ask_for_an_etag(self, store: ObjectStore) -> None:
+        first = await put(store, "k", b"one")
+        second = await put(store, "k", b"two")
+        with pytest.raises(AbortedError):
+            await store.get("box", "k", if_match=first.etag)
+        with pytest.raises(AbortedError):
+            await store.delete("box", ["k"], if_match=first.etag)
+        with pytest.raises(AbortedError):
+            await store.delete("box", ["gone"], if_match=first.etag)
+        _, content = await store.get("box", "k", if_match=second.etag)
+        assert b"".join([piece async for piece in content]) == b"two"
+        assert await store.delete("box", ["k"], if_match=second.etag) == 1

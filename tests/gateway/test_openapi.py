@@ -30,7 +30,9 @@ def _rules() -> list[tuple[Any, str, str]]:
                     rule = options.Extensions[annotations_pb2.http]
                     for one in (rule, *rule.additional_bindings):
                         verb = one.WhichOneof("pattern")
-                        found.append((method, verb, getattr(one, verb)))
+                        custom = verb == "custom"
+                        path = one.custom.path if custom else getattr(one, verb)
+                        found.append((method, one.custom.kind.lower() if custom else verb, path))
     return found
 
 

@@ -11,6 +11,7 @@ from google.api import httpbody_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from plexus.client.propagation import call_context
+from plexus.inference.v1 import inference_pb2
 from services.runtime import errors, status
 from services.runtime.config import ServerConfig
 from services.runtime.request import current
@@ -232,23 +233,63 @@ async def test_the_remaining_time_and_request_id_are_known_in_the_handler(serve:
     assert answer == b"r-1"
 
 
-@pytest.mark.parametrize(("peer", "poisoned"), [("edge", True), ("cli", False)])
-async def test_a_download_that_fails_midway_ends_in_a_frame_the_edge_cannot_parse(
-    serve: Serve, peer: str, poisoned: bool
-) -> None:
-    async def stream(_request: bytes) -> AsyncIterator[httpbody_pb2.HttpBody]:
-        yield httpbody_pb2.HttpBody(data=b"first")
-        raise errors.DataLossError("damaged")
+REST = (("x-consumer-username", "ann"), ("x-envoy-original-path", "/v1/x"))
+GRPC = REST[:1]
+
+
+async def _broken_stream(serve: Serve, peer: str, headers: Any, first: Any) -> list[bytes]:
+    """What arrives of a stream that fails after its first message."""
+
+    async def stream(_request: bytes) -> AsyncIterator[Any]:
+        yield first
+        raise errors.DataLossError("damaged", reason="DAMAGED")
 
     parts: list[bytes] = []
 
     async def download(channel: Any) -> None:
-        call = channel.unary_stream("/test.Echo/Stream")
-        async for part in call(b"", metadata=(("x-consumer-username", "ann"),)):
+        async for part in channel.unary_stream("/test.Echo/Stream")(b"", metadata=headers):
             parts.append(part)  # noqa: PERF401 - kept although the stream fails
 
     async with serve(handlers(stream=stream), peer=peer) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await download(channel)
     assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "poisoned"), [("edge", REST, True), ("edge", GRPC, False), ("cli", REST, False)]
+)
+async def test_a_download_over_rest_that_fails_midway_ends_in_a_frame_the_edge_cannot_parse(
+    serve: Serve, peer: str, headers: Any, poisoned: bool
+) -> None:
+    parts = await _broken_stream(serve, peer, headers, httpbody_pb2.HttpBody(data=b"first"))
     assert (parts[-1] == b"\xff\xff\xff\xff") is poisoned
+    assert len(parts) == 1 + poisoned
+
+
+@pytest.mark.parametrize(("headers", "told"), [(REST, True), (GRPC, False)])
+async def test_a_typed_stream_over_rest_that_fails_midway_says_why_in_its_last_message(
+    serve: Serve, headers: Any, told: bool
+) -> None:
+    parts = await _broken_stream(serve, "edge", headers, inference_pb2.ChatResponse(delta="one"))
+    assert inference_pb2.ChatResponse.FromString(parts[0]).delta == "one"
+    assert len(parts) == 1 + told
+    if told:
+        last = inference_pb2.ChatResponse.FromString(parts[1]).error
+        assert (last.code, last.message) == (grpc.StatusCode.DATA_LOSS.value[0], "damaged")
+
+
+@pytest.mark.parametrize("reason", status.HTTP_STATUS)
+@pytest.mark.parametrize(("headers", "told"), [(REST, True), (GRPC, False)])
+async def test_reasons_that_http_names_better_carry_its_status_over_rest_alone(
+    serve: Serve, reason: str, headers: Any, told: bool
+) -> None:
+    async def unary(_request: bytes) -> bytes:
+        raise errors.AbortedError("no", reason=reason)
+
+    async with serve(handlers(unary), peer="edge") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, "Unary", metadata=headers)
+    said = dict(caught.value.trailing_metadata() or ()).get("x-http-status")
+    assert said == (str(status.HTTP_STATUS[reason]) if told else None)

@@ -90,6 +90,7 @@ def _filters(edge: Edge) -> list[Json]:
         _filter(routes.RBAC, typed(f"{FILTERS}rbac.v3.RBAC")),
         _filter(routes.RATELIMIT, _ratelimit()),
         _filter(routes.REST, typed(f"{FILTERS}header_mutation.v3.HeaderMutation", mutations={})),
+        _filter(routes.ANSWER, _lua(lua.http_answer())),
         _filter(routes.TRANSCODER, transcoder(edge)),
         _filter(
             "envoy.filters.http.router", typed(f"{FILTERS}router.v3.Router", suppress_envoy_headers=True)

@@ -1,8 +1,11 @@
-"""The two Lua filters around jwt_authn: which key to try before it, who the consumer is after it."""
+"""The Lua filters: which key jwt_authn tries, who the consumer is after it, and what HTTP calls an answer."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
+
+from services.gateway.envoy import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,6 +76,51 @@ function envoy_on_request(handle)
   handle:streamInfo():dynamicMetadata():set("%(metadata)s", "groups", consumer.marked)
 end
 """
+
+_HTTP_ANSWER = """
+function envoy_on_request(handle)
+  if handle:headers():get(":method") == "HEAD" then
+    handle:streamInfo():dynamicMetadata():set("%(metadata)s", "head", true)
+  end
+end
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  -- A service's own word on the HTTP status and length, which gRPC has no place for.
+  local status = headers:get("x-http-status")
+  if status ~= nil then
+    headers:remove("x-http-status")
+    headers:replace(":status", status)
+  end
+  local length = headers:get("x-http-content-length")
+  if length ~= nil then
+    headers:remove("x-http-content-length")
+    headers:replace("content-length", length)
+  end
+  -- gRPC itself refuses a message over the service's bound, with the code of an empty quota and no details.
+  local message = headers:get("grpc-message")
+  if message ~= nil and message:find("larger than max", 1, true) and headers:get(":status") == "429" then
+    local body = '%(too_large)s'
+    headers:replace(":status", "413")
+    handle:body(true):setBytes(body)
+    headers:replace("content-length", tostring(#body))
+    headers:replace("content-type", "application/json")
+  end
+  -- The transcoder writes an error's body after HEAD too, and the client would take it for the next answer.
+  local edge = handle:streamInfo():dynamicMetadata():get("%(metadata)s")
+  if edge ~= nil and edge["head"] and tonumber(headers:get(":status")) >= 400 then
+    handle:body(true):setBytes("")
+    headers:remove("content-length")
+  end
+end
+"""
+"""After the transcoder: Content-Length is safe here, since a service that fails in mid-stream resets the
+client's stream (services.runtime.pipeline.TRUNCATED)."""
+
+
+def http_answer() -> str:
+    """After the transcoder: the HTTP status and length that the service named."""
+    too_large = json.dumps(errors.content(errors.TOO_LARGE))
+    return _HTTP_ANSWER % {"too_large": too_large, "metadata": METADATA}
 
 
 def quote(text: str) -> str:

@@ -21,6 +21,7 @@ RBAC = "envoy.filters.http.rbac"
 SIZE = "edge.size"
 RATELIMIT = "envoy.filters.http.ratelimit"
 REST = "edge.rest"
+ANSWER = "edge.http_answer"
 TRANSCODER = "envoy.filters.http.grpc_json_transcoder"
 GUARDS = (HINT, lua.JWT_FILTER, CONSUMER)
 """Filters that ask for a token; a route without the jwt plugin turns them off."""
@@ -146,7 +147,9 @@ def _per_filter(effective: kong.EffectiveRoute) -> Iterator[tuple[str, Json]]:
     limit = effective.plugins.get("rate-limiting")
     if limit is not None:
         yield RATELIMIT, _rate_limit(limit.scope, effective.service.name)
-    if not effective.route.is_grpc:
+    if effective.route.is_grpc:
+        yield ANSWER, _disabled()
+    else:
         yield REST, _hide_grpc_headers()
 
 

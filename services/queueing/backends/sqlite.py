@@ -33,12 +33,12 @@ from services.queueing.domain import (
     check_messages,
     check_name,
 )
+from services.runtime.disk import full_disk, is_full
 from services.runtime.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
     NotFoundError,
     PlexusError,
-    ResourceExhaustedError,
 )
 from services.runtime.group_commit import GroupCommit
 
@@ -137,8 +137,8 @@ class SqliteBroker:
         except BaseException as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise ResourceExhaustedError("the disk is full", reason="DISK_FULL") from error
+            if is_full(error):
+                raise full_disk() from error
             raise
         return results
 

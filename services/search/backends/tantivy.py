@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from services.runtime.disk import full_disk
 from services.runtime.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
 from services.runtime.group_commit import GroupCommit
 from services.search.backends.tantivy_files import IndexFiles
@@ -234,10 +235,10 @@ class TantivyIndex:
 
     def _check_disk(self) -> None:
         if self._free_disk() < self._config.min_free_disk_bytes:
-            raise _disk_full()
+            raise full_disk()
 
     def _disk_error(self, error: Exception) -> Exception:
-        return _disk_full() if "No space left" in str(error) else error
+        return full_disk() if "No space left" in str(error) else error
 
     # --- reads
 
@@ -290,7 +291,3 @@ def _unknown(name: str) -> NotFoundError:
     return NotFoundError(
         f"there is no index {name[:128]!r}", reason="INDEX_NOT_FOUND", metadata={"index": name[:128]}
     )
-
-
-def _disk_full() -> ResourceExhaustedError:
-    return ResourceExhaustedError("the disk is full", reason="DISK_FULL", retry_after_s=30)

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import hashlib
 import json
-import os
 import sqlite3
-import uuid
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
-import structlog
-
+from services.runtime.disk import disk_errors
 from services.runtime.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -32,6 +26,7 @@ from services.runtime.errors import (
     OutOfRangeError,
     ResourceExhaustedError,
 )
+from services.storage.backends.local_blobs import BLOCK, Blobs, Upload, read_block
 from services.storage.domain import Bucket, Listing, PutOptions, StoredObject, check_bucket, check_key
 
 if TYPE_CHECKING:
@@ -39,10 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-log = structlog.get_logger(__name__)
-
-BLOCK = 256 * 1024
-"""Unit of reading, writing and checking."""
 _THREADS = 4
 _ABOVE_ANY_KEY = b"\xff"  # a byte that UTF-8 never contains
 
@@ -78,18 +69,10 @@ def _object(row: tuple[Any, ...]) -> StoredObject:
     )
 
 
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceExhaustedError("the disk is full", reason="DISK_FULL") from error
-        raise
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise ResourceExhaustedError("the disk is full", reason="DISK_FULL") from error
-        raise
+def _check(if_match: str, row: tuple[Any, ...] | None, key: str) -> None:
+    """Refuse unless the row, whose first column is the etag, is the one that was asked for; empty: any."""
+    if if_match and (row is None or row[0] != if_match):
+        raise AbortedError("the object has changed", reason="CONDITION_FAILED", metadata={"key": key})
 
 
 class LocalObjectStore:
@@ -102,9 +85,8 @@ class LocalObjectStore:
             folder: Where everything is kept; made if need be.
             max_object_bytes: Largest object taken.
         """
-        self._blobs = folder / "blobs"
+        self._blobs = Blobs(folder / "blobs")
         self._max_object_bytes = max_object_bytes
-        self._blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
         # One thread owns the connection: SQLite writes one at a time anyway, and reads of the index take less
         # than a millisecond. Contents are read and written by the pool.
         self._index_thread = ThreadPoolExecutor(1, "storage-index")
@@ -129,11 +111,11 @@ class LocalObjectStore:
         self._db.close()
 
     async def _index(self, work: Callable[..., T], *args: Any) -> T:
-        with _disk_errors():
+        with disk_errors():
             return await asyncio.get_running_loop().run_in_executor(self._index_thread, work, *args)
 
     async def _file(self, work: Callable[..., T], *args: Any) -> T:
-        with _disk_errors():
+        with disk_errors():
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
     @contextlib.contextmanager
@@ -146,20 +128,8 @@ class LocalObjectStore:
             raise
         self._db.execute("COMMIT")
 
-    def _path(self, blob: str) -> Path:
-        return self._blobs / blob[:2] / blob
-
     def _sweep(self) -> None:
-        named = {row[0] for row in self._db.execute("SELECT blob FROM objects")}
-        orphans = [path for path in self._blobs.glob("??/*") if path.name not in named]
-        for path in orphans:
-            path.unlink()
-        if orphans:
-            log.info("unreferenced_contents_removed", count=len(orphans))
-
-    def _remove_files(self, blobs: Sequence[str]) -> None:
-        for blob in blobs:
-            self._path(blob).unlink(missing_ok=True)
+        self._blobs.sweep({row[0] for row in self._db.execute("SELECT blob FROM objects")})
 
     # Buckets.
 
@@ -215,7 +185,7 @@ class LocalObjectStore:
                 self._db.execute("DELETE FROM buckets WHERE name = ?", (name,))
             return [row[0] for row in rows]
 
-        await self._file(self._remove_files, await self._index(work))
+        await self._file(self._blobs.remove, await self._index(work))
 
     # Objects.
 
@@ -225,8 +195,7 @@ class LocalObjectStore:
         """See ObjectStore."""
         check_key(key)
         await self.get_bucket(bucket)
-        blob = uuid.uuid4().hex
-        upload = await self._file(_Upload, self._path(blob))
+        upload = await self._file(self._blobs.create)
         try:
             async for piece in content:
                 if upload.size + len(piece) > self._max_object_bytes:
@@ -240,18 +209,18 @@ class LocalObjectStore:
                 raise InvalidArgumentError(
                     "the content has another digest", field="sha256", reason="CHECKSUM_MISMATCH"
                 )
-            stored, replaced = await self._index(self._commit, bucket, key, blob, upload, options)
+            stored, replaced = await self._index(self._commit, bucket, key, upload, options)
         except BaseException:
             # A cancelled call may have its commit still to come in the index thread; queued behind it, the
             # removal sees what became of it. Not awaited: the error may be a cancellation.
             self._index_thread.submit(upload.abandon)
             raise
         if replaced is not None:
-            await self._file(self._remove_files, [replaced])
+            await self._file(self._blobs.remove, [replaced])
         return stored
 
     def _commit(
-        self, bucket: str, key: str, blob: str, upload: _Upload, options: PutOptions
+        self, bucket: str, key: str, upload: Upload, options: PutOptions
     ) -> tuple[StoredObject, str | None]:
         raw = key.encode()
         with self._transaction():
@@ -259,21 +228,24 @@ class LocalObjectStore:
             row = self._db.execute(
                 "SELECT etag, blob FROM objects WHERE bucket = ? AND key = ?", (bucket, raw)
             ).fetchone()
-            if (options.if_absent and row) or (options.if_match and (not row or row[0] != options.if_match)):
-                raise AbortedError("the object has changed", reason="CONDITION_FAILED", metadata={"key": key})
+            _check(options.if_match, row, key)
+            if options.if_absent and row:
+                raise AbortedError(
+                    "there is such an object", reason="CONDITION_FAILED", metadata={"key": key}
+                )
             updated = datetime.now(UTC).timestamp()
             self._db.execute(
                 "INSERT OR REPLACE INTO objects (bucket, key, size, content_type, metadata, sha256, etag,"
                 " updated, blob, checks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(bucket, raw, upload.size, options.content_type, json.dumps(options.metadata)),
-                    *(upload.sha256, blob, updated, blob, bytes(upload.checks)),
+                    *(upload.sha256, upload.blob, updated, upload.blob, bytes(upload.checks)),
                 ),
             )
         upload.committed = True
         stored = StoredObject(
             *(bucket, key, upload.size, options.content_type, dict(options.metadata)),
-            *(upload.sha256, blob, _time(updated)),
+            *(upload.sha256, upload.blob, _time(updated)),
         )
         return stored, row[1] if row else None
 
@@ -294,20 +266,23 @@ class LocalObjectStore:
         return (await self._index(self._row, bucket, check_key(key)))[0]
 
     async def get(
-        self, bucket: str, key: str, *, offset: int = 0, length: int | None = None
+        self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, if_match: str = ""
     ) -> tuple[StoredObject, AsyncIterator[bytes]]:
         """See ObjectStore."""
         check_key(key)
         while True:
             stored, blob, checks = await self._index(self._row, bucket, key)
+            _check(if_match, (stored.etag,), key)
             if offset < 0 or (length is not None and length < 0):
                 raise InvalidArgumentError("must not be negative", field="offset")
             if offset > stored.size or (offset == stored.size and offset > 0):
                 raise OutOfRangeError(
-                    f"the object has {stored.size} bytes", reason="RANGE_BEYOND_END", metadata={"key": key}
+                    f"the object has {stored.size} bytes",
+                    reason="RANGE_BEYOND_END",
+                    metadata={"size": str(stored.size)},
                 )
             try:
-                file = await self._file(self._path(blob).open, "rb")
+                file = await self._file(self._blobs.open, blob)
             except FileNotFoundError:
                 # Replaced between the row and the file: the next look finds the new one.
                 if (await self._index(self._row, bucket, key))[1] != blob:
@@ -316,19 +291,12 @@ class LocalObjectStore:
             end = stored.size if length is None else min(stored.size, offset + length)
             return stored, self._read(file, checks, offset, end)
 
-    async def _read(self, file: Any, checks: bytes, offset: int, end: int) -> AsyncIterator[bytes]:
-        def block(number: int) -> bytes:
-            file.seek(number * BLOCK)
-            data: bytes = file.read(BLOCK)
-            if zlib.crc32(data).to_bytes(4, "little") != checks[number * 4 : number * 4 + 4]:
-                raise DataLossError("the object's content is damaged", reason="CONTENT_DAMAGED")
-            return data
-
+    async def _read(self, file: IO[bytes], checks: bytes, offset: int, end: int) -> AsyncIterator[bytes]:
         try:
             position = offset
             while position < end:
                 number, skip = divmod(position, BLOCK)
-                data = (await self._file(block, number))[skip : skip + end - position]
+                data = (await self._file(read_block, file, checks, number))[skip : skip + end - position]
                 position += len(data)
                 yield data
         finally:
@@ -377,7 +345,7 @@ class LocalObjectStore:
         ).fetchone()
         return Listing(listing.objects, listing.prefixes, after if more else None)
 
-    async def delete(self, bucket: str, keys: Sequence[str]) -> int:
+    async def delete(self, bucket: str, keys: Sequence[str], *, if_match: str = "") -> int:
         """See ObjectStore."""
         raw = [check_key(key).encode() for key in keys]
 
@@ -386,6 +354,11 @@ class LocalObjectStore:
                 self._bucket(bucket)
                 blobs = []
                 for key in raw:
+                    if if_match:
+                        found = self._db.execute(
+                            "SELECT etag FROM objects WHERE bucket = ? AND key = ?", (bucket, key)
+                        ).fetchone()
+                        _check(if_match, found, key.decode())
                     row = self._db.execute(
                         "DELETE FROM objects WHERE bucket = ? AND key = ? RETURNING blob", (bucket, key)
                     ).fetchone()
@@ -394,60 +367,5 @@ class LocalObjectStore:
             return blobs
 
         removed = await self._index(work)
-        await self._file(self._remove_files, removed)
+        await self._file(self._blobs.remove, removed)
         return len(removed)
-
-
-class _Upload:
-    """A content being written: file, digest, and a CRC-32 of each block to check ranges by."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(exist_ok=True, mode=0o700)
-        self._path = path
-        self._file = path.open("xb")
-        self._digest = hashlib.sha256()
-        self._pending = bytearray()
-        self.size = 0
-        self.committed = False
-        self.checks = bytearray()
-
-    def write(self, piece: bytes) -> None:
-        """Append content."""
-        self.size += len(piece)
-        self._pending += piece
-        while len(self._pending) >= BLOCK:
-            self._flush(bytes(self._pending[:BLOCK]))
-            del self._pending[:BLOCK]
-
-    def _flush(self, block: bytes) -> None:
-        self._file.write(block)
-        self._digest.update(block)
-        self.checks += zlib.crc32(block).to_bytes(4, "little")
-
-    def finish(self) -> None:
-        """Flush content and name to the disk."""
-        if self._pending:
-            self._flush(bytes(self._pending))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    @property
-    def sha256(self) -> str:
-        """Digest of what was written."""
-        return self._digest.hexdigest()
-
-    def abandon(self) -> None:
-        """Remove the file unless a row names it."""
-        if self.committed:
-            return
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk may refuse the last flush; the name goes all the same
-            self._file.close()
-        self._path.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import qdrant_edge as engine
 
+from services.runtime.disk import full_disk
 from services.runtime.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
 from services.runtime.group_commit import GroupCommit
 from services.vectors.backends import qdrant_points
@@ -294,7 +295,7 @@ class QdrantEdgeStore:
         """
         disk = os.statvfs(self._files.root)
         if disk.f_bavail * disk.f_frsize - needed_bytes < self._config.min_free_disk_bytes:
-            raise ResourceExhaustedError("the disk is full", reason="DISK_FULL", retry_after_s=30)
+            raise full_disk()
 
     # --- reads
 

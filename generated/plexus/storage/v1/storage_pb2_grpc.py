@@ -128,7 +128,7 @@ class StorageServiceServicer:
 
     def PutObject(self, request_iterator, context):
         """Store an object, replacing one of the same key at once or not at all. Durable when answered. Over REST the
-        request body is the content, byte for byte.
+        request body is the content, byte for byte; If-Match, If-None-Match and X-Meta-* headers count.
         Errors: INVALID_ARGUMENT for a malformed key or a checksum that does not match, NOT_FOUND for the bucket,
         ABORTED for a failed condition, RESOURCE_EXHAUSTED for a full disk or an object over the size bound.
         """
@@ -137,7 +137,9 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetObject(self, request, context):
-        """Read an object or a range of it. The first message carries the content type.
+        """Read an object or a range of it. The first message carries the content type. Over REST this is HTTP as in
+        RFC 9110: Range gives 206, If-None-Match and If-Modified-Since give 304, If-Match and If-Unmodified-Since
+        give 412, HEAD gives the headers alone, and labels are X-Meta-* headers.
         Errors: NOT_FOUND, OUT_OF_RANGE for a range beyond the end, DATA_LOSS if the content is damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -37,12 +37,14 @@ class StorageServiceStub:
     """
     PutObject: _aio.StreamUnaryMultiCallable[_storage_pb2.PutObjectRequest, _storage_pb2.Object]
     """Store an object, replacing one of the same key at once or not at all. Durable when answered. Over REST the
-    request body is the content, byte for byte.
+    request body is the content, byte for byte; If-Match, If-None-Match and X-Meta-* headers count.
     Errors: INVALID_ARGUMENT for a malformed key or a checksum that does not match, NOT_FOUND for the bucket,
     ABORTED for a failed condition, RESOURCE_EXHAUSTED for a full disk or an object over the size bound.
     """
     GetObject: _aio.UnaryStreamMultiCallable[_storage_pb2.GetObjectRequest, _httpbody_pb2.HttpBody]
-    """Read an object or a range of it. The first message carries the content type.
+    """Read an object or a range of it. The first message carries the content type. Over REST this is HTTP as in
+    RFC 9110: Range gives 206, If-None-Match and If-Modified-Since give 304, If-Match and If-Unmodified-Since
+    give 412, HEAD gives the headers alone, and labels are X-Meta-* headers.
     Errors: NOT_FOUND, OUT_OF_RANGE for a range beyond the end, DATA_LOSS if the content is damaged.
     """
     HeadObject: _aio.UnaryUnaryMultiCallable[_storage_pb2.HeadObjectRequest, _storage_pb2.Object]
@@ -114,7 +116,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_abc.AsyncIterator[_storage_pb2.PutObjectRequest], _abc.Awaitable[_storage_pb2.Object]],
     ) -> _abc.Awaitable[_storage_pb2.Object]:
         """Store an object, replacing one of the same key at once or not at all. Durable when answered. Over REST the
-        request body is the content, byte for byte.
+        request body is the content, byte for byte; If-Match, If-None-Match and X-Meta-* headers count.
         Errors: INVALID_ARGUMENT for a malformed key or a checksum that does not match, NOT_FOUND for the bucket,
         ABORTED for a failed condition, RESOURCE_EXHAUSTED for a full disk or an object over the size bound.
         """
@@ -125,7 +127,9 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.GetObjectRequest,
         context: _aio.ServicerContext[_storage_pb2.GetObjectRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
     ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]:
-        """Read an object or a range of it. The first message carries the content type.
+        """Read an object or a range of it. The first message carries the content type. Over REST this is HTTP as in
+        RFC 9110: Range gives 206, If-None-Match and If-Modified-Since give 304, If-Match and If-Unmodified-Since
+        give 412, HEAD gives the headers alone, and labels are X-Meta-* headers.
         Errors: NOT_FOUND, OUT_OF_RANGE for a range beyond the end, DATA_LOSS if the content is damaged.
         """
 

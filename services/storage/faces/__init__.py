@@ -1,0 +1,1 @@
+"""Standard APIs in front of the store."""
