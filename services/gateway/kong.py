@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, model_validator
 
 from services.gateway import plugins as known
-from services.gateway import yaml_lines
 from services.gateway.plugins import Group, Model
+from services.runtime import yaml_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ CERTIFICATE_PROVIDER = "plexus"
 REFRESH_INTERVAL = "1s"
 
 
-def write_bootstrap(identity_dir: Path, server_uri: str, node_id: str) -> Path:
+def write_bootstrap(identity_dir: Path, server_uri: str, node_id: str, zone: str = "local") -> Path:
     """Write `bootstrap.json` beside the identity's files.
 
     One file serves C-core, Go, Java and Node: each takes the first channel credential type it knows.
@@ -22,6 +22,7 @@ def write_bootstrap(identity_dir: Path, server_uri: str, node_id: str) -> Path:
         identity_dir: Folder with ca.pem, cert.pem and key.pem.
         server_uri: `host:port` of the control plane; the host is a DNS name of its certificate.
         node_id: Unique name of this process.
+        zone: Where it runs; its calls stay there if a service's policy prefers that.
 
     Returns:
         The file's path, for GRPC_XDS_BOOTSTRAP.
@@ -45,7 +46,7 @@ def write_bootstrap(identity_dir: Path, server_uri: str, node_id: str) -> Path:
                 ],
             }
         ],
-        "node": {"id": node_id, "cluster": "plexus", "locality": {"region": "local", "zone": "local"}},
+        "node": {"id": node_id, "cluster": "plexus", "locality": {"region": "local", "zone": zone}},
         "certificate_providers": {CERTIFICATE_PROVIDER: {"plugin_name": "file_watcher", "config": watched}},
     }
     path = identity_dir / "bootstrap.json"

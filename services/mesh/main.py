@@ -13,14 +13,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from plexus.registry.v1 import registry_pb2_grpc
-from services.mesh import ads
+from services.mesh.ads.hub import Hub
+from services.mesh.ads.servicer import add_to_server as add_ads
 from services.mesh.bootstrap import write_bootstrap
 from services.mesh.intentions import IntentionAuthorizer
+from services.mesh.plane import Plane
+from services.mesh.policy.folder import FolderPolicyStore
 from services.mesh.registry.client import Registration
 from services.mesh.registry.domain import Instance
 from services.mesh.registry.local import LocalRegistry
 from services.mesh.registry.servicer import RegistryServicer
-from services.mesh.snapshot import build
 from services.mesh.trust.local import LocalCertificateSource
 from services.runtime import telemetry
 from services.runtime.config import MeshConfig, ServerConfig, Settings, TelemetryConfig, project_file
@@ -30,6 +32,9 @@ from services.runtime.pipeline import Pipeline
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from services.mesh.policy.domain import PolicyStore
+    from services.mesh.registry.domain import Catalogue
 
 NAME = "control"
 SERVICES = (NAME, "vectors", "storage", "search", "inference", "queueing", "knowledge", "edge")
@@ -58,7 +63,7 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     identity = source.ensure()
     # An identity for the command and for any gRPC client that this user runs.
     visitor = LocalCertificateSource(state_dir, "cli", mesh_config.certificate_ttl_s)
-    write_bootstrap(visitor.ensure().cert_path.parent, f"localhost:{port}", "cli")
+    write_bootstrap(visitor.ensure().cert_path.parent, f"localhost:{port}", "cli", mesh_config.zone)
 
     folder = state_dir / "data" / NAME
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -68,7 +73,9 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     # Without this a second control plane on the port would take every other connection, unnoticed.
     alone = [("grpc.so_reuseport", 0)]
     server = grpc.aio.server(interceptors=[Pipeline(NAME, server_config, authorizer)], options=alone)
-    snapshots = ads.Snapshots()
+    hub = Hub()
+    plane = Plane(hub)
+    policies = FolderPolicyStore(mesh_config.policies or project_file("consul/policies"), folder / "policies")
 
     async with AsyncExitStack() as stack:
         registry = await stack.enter_async_context(LocalRegistry(folder / "catalogue.json"))
@@ -77,17 +84,19 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
         )
         # Before anyone connects: a first service that finds no endpoint of the registry would back off.
         await registry.register(own, lease_s=mesh_config.lease_s)
-        names = set(SERVICES)
-        await _publish_once(registry, snapshots, names)
+        plane.set_policies(await policies.read())
+        plane.publish(SERVICES)
+        plane.set_instances({NAME: [own]})
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
-        ads.add_to_server(snapshots, server)
+        add_ads(hub, server)
         health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
         await server.start()
         async with asyncio.TaskGroup() as tasks:
             loops = [
-                tasks.create_task(_publish(registry, snapshots, names)),
+                tasks.create_task(follow_catalogue(registry, plane)),
+                tasks.create_task(follow_policies(policies, plane)),
                 tasks.create_task(Registration(registry, own, lease_s=mesh_config.lease_s).run()),
                 tasks.create_task(source.rotate(lambda _identity: None)),
                 tasks.create_task(visitor.rotate(lambda _identity: None)),
@@ -104,14 +113,14 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     log.info("stopped")
 
 
-async def _publish(registry: LocalRegistry, snapshots: ads.Snapshots, names: set[str]) -> None:
-    async for _ in registry.watch():
+async def follow_catalogue(catalogue: Catalogue, plane: Plane) -> None:
+    """Publish each change of the instances."""
+    async for changes in catalogue.changes():
+        plane.set_instances(changes)
         await asyncio.sleep(DEBOUNCE_S)
-        await _publish_once(registry, snapshots, names)
 
 
-async def _publish_once(registry: LocalRegistry, snapshots: ads.Snapshots, names: set[str]) -> None:
-    instances = await registry.instances()
-    # A name once published stays: callers are told that its last endpoint is gone, not left with it.
-    names.update(instance.service for instance in instances)
-    snapshots.publish(build(instances, names))
+async def follow_policies(store: PolicyStore, plane: Plane) -> None:
+    """Publish each change of the policies; one that is not valid changes nothing."""
+    async for documents in store.watch():
+        plane.set_policies(documents)

@@ -67,6 +67,11 @@ class MeshConfig(Section):
     """Life of a certificate from the local CA; renewed at two thirds of it."""
     intentions: Path | None = None
     """Folder of service-intentions files; default: the ones shipped with Plexus."""
+    policies: Path | None = None
+    """Folder of traffic policies, watched; default: the ones shipped with Plexus. What `plexus mesh apply`
+    writes goes into the state folder and comes first."""
+    zone: str = "local"
+    """Failure domain that this process runs in."""
 
 
 class TelemetryConfig(Section):

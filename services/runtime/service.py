@@ -142,7 +142,9 @@ async def serve(
     telemetry_config = settings.section("telemetry", TelemetryConfig)
     telemetry.configure_logging(service.name, telemetry_config)
     tracer, stop_tracing = telemetry.configure_tracing(service.name, telemetry_config)
-    source, identity = join_mesh(service.name, state_dir, control_port, mesh_config.certificate_ttl_s)
+    source, identity = join_mesh(
+        service.name, state_dir, control_port, mesh_config.certificate_ttl_s, mesh_config.zone
+    )
 
     async with AsyncExitStack() as stack:
         stack.callback(stop_tracing)
@@ -173,6 +175,7 @@ async def serve(
             address="127.0.0.1",
             port=port,
             version=VERSION,
+            zone=mesh_config.zone,
             meta={"pid": str(os.getpid()), "metrics": f"127.0.0.1:{metrics_port}"},
         )
         registration = Registration(
@@ -198,13 +201,13 @@ async def serve(
 
 
 def join_mesh(
-    service: str, state_dir: Path, control_port: int, ttl_s: float
+    service: str, state_dir: Path, control_port: int, ttl_s: float, zone: str = "local"
 ) -> tuple[LocalCertificateSource, Identity]:
     """Get this process its identity, and gRPC its xDS bootstrap, before the first channel is made."""
     source = LocalCertificateSource(state_dir, service, ttl_s)
     identity = source.ensure()
     node_id = f"{service}-{os.getpid()}"
-    bootstrap = write_bootstrap(identity.cert_path.parent, f"localhost:{control_port}", node_id)
+    bootstrap = write_bootstrap(identity.cert_path.parent, f"localhost:{control_port}", node_id, zone)
     # gRPC reads the variable once, at the first xds channel of the process.
     os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
     return source, identity

@@ -20,6 +20,11 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
+def is_service_name(text: str) -> bool:
+    """Whether a service can be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
 class Health(StrEnum):
     """Whether an instance takes calls."""
 
@@ -104,4 +109,15 @@ class Registry(Protocol):
 
     def watch(self, service: str = "") -> AsyncIterator[list[Instance]]:
         """The instances now and again after each change; changes in quick succession may be told as one."""
+        ...
+
+
+class Catalogue(Protocol):
+    """All instances as the control plane follows them: a change costs what it changes, not what there is."""
+
+    def changes(self) -> AsyncIterator[dict[str, list[Instance]]]:
+        """The instances of every service, then again and again those of services that changed.
+
+        An empty list: the service has none any more. Changes in quick succession may be told as one.
+        """
         ...

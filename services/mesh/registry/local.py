@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import asdict, replace
+from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import structlog
@@ -23,26 +24,47 @@ log = structlog.get_logger(__name__)
 MIN_LEASE_S, MAX_LEASE_S = 0.1, 600.0
 _STALL_S = 1.0
 """Expiry that comes this late was held up, and so were the renewals: everyone gets the time back."""
+_SAVING_SHARE = 0.05
+"""Share of the time that may go into writing the catalogue: a large one is written less often."""
+
+
+class _Watch:
+    """What one watcher has not been told yet."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.dirty: set[str] = set()
+        self.changed = asyncio.Event()
+
+    def tell(self, service: str) -> None:
+        if self.service in ("", service):
+            self.dirty.add(service)
+            self.changed.set()
 
 
 class LocalRegistry:
     """Registry for one machine; open it with `async with`, which runs the expiry of leases."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, max_instances: int = MAX_INSTANCES) -> None:
         """Load the catalogue.
 
         Args:
             file: JSON file of the catalogue. Instances in it get one lease of grace: clients keep their
                 endpoints over a restart of the control plane, and who died meanwhile is gone a lease later.
+            max_instances: Bound on the registry.
         """
         self._file = file
+        self._max_instances = max_instances
         self._instances: dict[str, Instance] = {}
+        self._by_service: defaultdict[str, dict[str, Instance]] = defaultdict(dict)
+        self._watches: set[_Watch] = set()
         self._leases: dict[str, float] = {}
         self._expiry: dict[str, float] = {}
-        self._changed = asyncio.Event()
         self._shorter = asyncio.Event()  # a lease ends earlier than the expiry waits for
         self._next_end = float("inf")
         self._saved = True
+        self._save_due: asyncio.TimerHandle | None = None
+        self._save_after = 0.0
         self._task: asyncio.Task[None] | None = None
         self._load()
 
@@ -56,21 +78,28 @@ class LocalRegistry:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._save_due is not None:
+            self._save_due.cancel()
+            self._save()
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         """See Registry."""
         if not MIN_LEASE_S <= lease_s <= MAX_LEASE_S:
             raise InvalidArgumentError(f"must be {MIN_LEASE_S:g} to {MAX_LEASE_S:g} s", field="lease")
-        if instance.id not in self._instances and len(self._instances) >= MAX_INSTANCES:
+        known = self._instances.get(instance.id)
+        if known is None and len(self._instances) >= self._max_instances:
             raise ResourceExhaustedError(
-                f"the registry holds {MAX_INSTANCES} instances", reason="REGISTRY_FULL"
+                f"the registry holds {self._max_instances} instances", reason="REGISTRY_FULL"
             )
-        changed = self._instances.get(instance.id) != instance or self._leases.get(instance.id) != lease_s
-        self._instances[instance.id] = instance
+        changed = known != instance or self._leases.get(instance.id) != lease_s
         self._leases[instance.id] = lease_s
         self._renew(instance.id)
         if changed:
-            self._publish()
+            if known is not None and known.service != instance.service:
+                del self._by_service[known.service][known.id]
+                self._publish(known.service)
+            self._put(instance)
+            self._publish(instance.service)
             log.info("registered", instance=instance.id, address=f"{instance.address}:{instance.port}")
 
     async def keep_alive(self, instance_id: str, health: Health) -> None:
@@ -80,14 +109,15 @@ class LocalRegistry:
             raise NotFoundError(f"no lease for {instance_id!r}", reason="LEASE_NOT_FOUND")
         self._renew(instance_id)
         if instance.health is not health:
-            self._instances[instance_id] = replace(instance, health=health)
-            self._publish()
+            self._put(replace(instance, health=health))
+            self._publish(instance.service)
             log.info("health_changed", instance=instance_id, health=health.value)
 
     async def deregister(self, instance_id: str) -> None:
         """See Registry."""
-        if self._remove(instance_id):
-            self._publish()
+        removed = self._remove(instance_id)
+        if removed is not None:
+            self._publish(removed.service)
             log.info("deregistered", instance=instance_id)
 
     async def instances(self, service: str = "") -> list[Instance]:
@@ -96,18 +126,44 @@ class LocalRegistry:
 
     async def watch(self, service: str = "") -> AsyncIterator[list[Instance]]:
         """See Registry."""
-        last: list[Instance] | None = None
-        while True:
-            changed = self._changed  # taken before the list: a change in between wakes the wait at once
-            now = self._sorted(service)
-            if now != last:
-                last = now
-                yield now
-            await changed.wait()
+        watch = _Watch(service)
+        self._watches.add(watch)
+        try:
+            last: list[Instance] | None = None
+            while True:
+                watch.changed.clear()
+                now = self._sorted(service)
+                if now != last:
+                    last = now
+                    yield now
+                await watch.changed.wait()
+        finally:
+            self._watches.discard(watch)
+
+    async def changes(self) -> AsyncIterator[dict[str, list[Instance]]]:
+        """See Catalogue."""
+        watch = _Watch("")
+        watch.dirty.update(self._by_service)
+        self._watches.add(watch)
+        try:
+            while True:
+                watch.changed.clear()
+                dirty, watch.dirty = watch.dirty, set()
+                yield {service: self._of(service) for service in sorted(dirty)}
+                await watch.changed.wait()
+        finally:
+            self._watches.discard(watch)
+
+    def _of(self, service: str) -> list[Instance]:
+        return sorted(self._by_service.get(service, {}).values(), key=lambda entry: entry.id)
 
     def _sorted(self, service: str) -> list[Instance]:
-        found = (entry for entry in self._instances.values() if service in ("", entry.service))
-        return sorted(found, key=lambda entry: (entry.service, entry.id))
+        names = [service] if service else sorted(self._by_service)
+        return [instance for name in names for instance in self._of(name)]
+
+    def _put(self, instance: Instance) -> None:
+        self._instances[instance.id] = instance
+        self._by_service[instance.service][instance.id] = instance
 
     def _renew(self, instance_id: str) -> None:
         end = time.monotonic() + self._leases[instance_id]
@@ -115,15 +171,26 @@ class LocalRegistry:
         if end < self._next_end:
             self._shorter.set()
 
-    def _remove(self, instance_id: str) -> bool:
+    def _remove(self, instance_id: str) -> Instance | None:
         self._leases.pop(instance_id, None)
         self._expiry.pop(instance_id, None)
-        return self._instances.pop(instance_id, None) is not None
+        instance = self._instances.pop(instance_id, None)
+        if instance is not None:
+            members = self._by_service[instance.service]
+            del members[instance_id]
+            if not members:
+                del self._by_service[instance.service]
+        return instance
 
-    def _publish(self) -> None:
-        self._save()
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _publish(self, service: str) -> None:
+        for watch in self._watches:
+            watch.tell(service)
+        if self._save_due is None:
+            loop = asyncio.get_running_loop()
+            if loop.time() >= self._save_after:
+                self._save()
+            else:
+                self._save_due = loop.call_at(self._save_after, self._save)
 
     async def _expire(self) -> None:
         while True:
@@ -147,10 +214,10 @@ class LocalRegistry:
             return
         late = [instance_id for instance_id, end in self._expiry.items() if end <= now]
         for instance_id in late:
-            self._remove(instance_id)
+            removed = self._remove(instance_id)
             log.warning("lease_expired", instance=instance_id)
-        if late:
-            self._publish()
+            if removed is not None:
+                self._publish(removed.service)
 
     def _load(self) -> None:
         try:
@@ -160,7 +227,7 @@ class LocalRegistry:
                 entry["tags"] = tuple(entry["tags"])
                 entry["health"] = Health(entry["health"])
                 instance = Instance(**entry)
-                self._instances[instance.id] = instance
+                self._put(instance)
                 self._leases[instance.id] = lease_s
                 self._renew(instance.id)
         except FileNotFoundError:
@@ -170,8 +237,19 @@ class LocalRegistry:
             log.warning("catalogue_unreadable", error=type(error).__name__)
 
     def _save(self) -> None:
+        self._save_due = None
+        started = time.monotonic()
+        try:
+            self._write()
+        finally:
+            now = time.monotonic()
+            self._save_after = asyncio.get_running_loop().time() + (now - started) / _SAVING_SHARE
+
+    def _write(self) -> None:
         content = [
-            {**asdict(instance), "lease_s": self._leases[instance.id]} for instance in self._sorted("")
+            {name: getattr(instance, name) for name in instance.__slots__}
+            | {"lease_s": self._leases[instance.id]}
+            for instance in self._sorted("")
         ]
         temporary = self._file.with_suffix(".tmp")
         # Not synced: after a loss of power nobody in it runs, and a damaged file is read as an empty one.

@@ -3,7 +3,7 @@
 isort:skip_file
 The part of the xDS v3 API that proxyless gRPC clients and the edge need, wire-compatible with it: the field
 numbers and types are the official ones, the names our own. Messages travel in Any under the official type URLs
-(services/mesh/xds.py). The official Python classes are not used because their distribution overwrites files of
+(services/mesh/xds). The official Python classes are not used because their distribution overwrites files of
 other packages.
 """
 
@@ -66,6 +66,46 @@ SAN_TYPE_UNSPECIFIED: SanType.ValueType  # 0
 SAN_TYPE_URI: SanType.ValueType  # 3
 """URI, such as a SPIFFE id."""
 Global___SanType: _TypeAlias = SanType  # noqa: Y015
+
+class _LbPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LbPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LbPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LB_POLICY_UNSPECIFIED: _LbPolicy.ValueType  # 0
+    """One after the other; the official name is ROUND_ROBIN."""
+    LB_POLICY_RING_HASH: _LbPolicy.ValueType  # 2
+    """By a hash of the call."""
+
+class LbPolicy(_LbPolicy, metaclass=_LbPolicyEnumTypeWrapper):
+    """envoy.config.cluster.v3.Cluster.LbPolicy."""
+
+LB_POLICY_UNSPECIFIED: LbPolicy.ValueType  # 0
+"""One after the other; the official name is ROUND_ROBIN."""
+LB_POLICY_RING_HASH: LbPolicy.ValueType  # 2
+"""By a hash of the call."""
+Global___LbPolicy: _TypeAlias = LbPolicy  # noqa: Y015
+
+class _FractionalPercentDenominator:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FractionalPercentDenominatorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FractionalPercentDenominator.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FRACTIONAL_PERCENT_DENOMINATOR_UNSPECIFIED: _FractionalPercentDenominator.ValueType  # 0
+    """Not used; the official name is HUNDRED."""
+    FRACTIONAL_PERCENT_DENOMINATOR_TEN_THOUSAND: _FractionalPercentDenominator.ValueType  # 1
+    """Of ten thousand: hundredths of a percent."""
+
+class FractionalPercentDenominator(_FractionalPercentDenominator, metaclass=_FractionalPercentDenominatorEnumTypeWrapper):
+    """envoy.type.v3.FractionalPercent.DenominatorType."""
+
+FRACTIONAL_PERCENT_DENOMINATOR_UNSPECIFIED: FractionalPercentDenominator.ValueType  # 0
+"""Not used; the official name is HUNDRED."""
+FRACTIONAL_PERCENT_DENOMINATOR_TEN_THOUSAND: FractionalPercentDenominator.ValueType  # 1
+"""Of ten thousand: hundredths of a percent."""
+Global___FractionalPercentDenominator: _TypeAlias = FractionalPercentDenominator  # noqa: Y015
 
 @_typing.final
 class DiscoveryRequest(_message.Message):
@@ -414,6 +454,120 @@ class Router(_message.Message):
 Global___Router: _TypeAlias = Router  # noqa: Y015
 
 @_typing.final
+class HTTPFault(_message.Message):
+    """envoy.extensions.filters.http.fault.v3.HTTPFault."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELAY_FIELD_NUMBER: _builtins.int
+    ABORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def delay(self) -> Global___FaultDelay:
+        """Makes calls wait."""
+
+    @_builtins.property
+    def abort(self) -> Global___FaultAbort:
+        """Makes calls fail."""
+
+    def __init__(
+        self,
+        *,
+        delay: Global___FaultDelay | None = ...,
+        abort: Global___FaultAbort | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "delay", b"delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "delay", b"delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HTTPFault: _TypeAlias = HTTPFault  # noqa: Y015
+
+@_typing.final
+class FaultDelay(_message.Message):
+    """envoy.extensions.filters.common.fault.v3.FaultDelay."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIXED_DELAY_FIELD_NUMBER: _builtins.int
+    PERCENTAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fixed_delay(self) -> _duration_pb2.Duration:
+        """How long."""
+
+    @_builtins.property
+    def percentage(self) -> Global___FractionalPercent:
+        """Share of calls."""
+
+    def __init__(
+        self,
+        *,
+        fixed_delay: _duration_pb2.Duration | None = ...,
+        percentage: Global___FractionalPercent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fixed_delay", b"fixed_delay", "percentage", b"percentage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_delay", b"fixed_delay", "percentage", b"percentage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FaultDelay: _TypeAlias = FaultDelay  # noqa: Y015
+
+@_typing.final
+class FaultAbort(_message.Message):
+    """envoy.extensions.filters.http.fault.v3.FaultAbort."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERCENTAGE_FIELD_NUMBER: _builtins.int
+    GRPC_STATUS_FIELD_NUMBER: _builtins.int
+    grpc_status: _builtins.int
+    """gRPC status they get."""
+    @_builtins.property
+    def percentage(self) -> Global___FractionalPercent:
+        """Share of calls."""
+
+    def __init__(
+        self,
+        *,
+        percentage: Global___FractionalPercent | None = ...,
+        grpc_status: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["percentage", b"percentage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc_status", b"grpc_status", "percentage", b"percentage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FaultAbort: _TypeAlias = FaultAbort  # noqa: Y015
+
+@_typing.final
+class FractionalPercent(_message.Message):
+    """envoy.type.v3.FractionalPercent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMERATOR_FIELD_NUMBER: _builtins.int
+    DENOMINATOR_FIELD_NUMBER: _builtins.int
+    numerator: _builtins.int
+    """Parts."""
+    denominator: Global___FractionalPercentDenominator.ValueType
+    """Of how many."""
+    def __init__(
+        self,
+        *,
+        numerator: _builtins.int = ...,
+        denominator: Global___FractionalPercentDenominator.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denominator", b"denominator", "numerator", b"numerator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FractionalPercent: _TypeAlias = FractionalPercent  # noqa: Y015
+
+@_typing.final
 class RouteConfiguration(_message.Message):
     """envoy.config.route.v3.RouteConfiguration."""
 
@@ -481,8 +635,30 @@ class Route(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TypedPerFilterConfigEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _any_pb2.Any: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _any_pb2.Any | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MATCH_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
+    TYPED_PER_FILTER_CONFIG_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def match(self) -> Global___RouteMatch:
         """Condition."""
@@ -491,15 +667,20 @@ class Route(_message.Message):
     def route(self) -> Global___RouteAction:
         """Action."""
 
+    @_builtins.property
+    def typed_per_filter_config(self) -> _containers.MessageMap[_builtins.str, _any_pb2.Any]:
+        """Configuration of filters for this route alone, by the filter's name."""
+
     def __init__(
         self,
         *,
         match: Global___RouteMatch | None = ...,
         route: Global___RouteAction | None = ...,
+        typed_per_filter_config: _abc.Mapping[_builtins.str, _any_pb2.Any] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["match", b"match", "route", b"route"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["match", b"match", "route", b"route"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["match", b"match", "route", b"route", "typed_per_filter_config", b"typed_per_filter_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -512,22 +693,98 @@ class RouteMatch(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PREFIX_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SAFE_REGEX_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Path prefix; empty matches every path. Present even when empty."""
+    path: _builtins.str
+    """The whole path."""
+    @_builtins.property
+    def safe_regex(self) -> Global___RegexMatcher:
+        """Expression for the whole path."""
+
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeaderMatcher]:
+        """Conditions on headers; all must hold."""
+
     def __init__(
         self,
         *,
-        prefix: _builtins.str | None = ...,
+        prefix: _builtins.str = ...,
+        path: _builtins.str = ...,
+        safe_regex: Global___RegexMatcher | None = ...,
+        headers: _abc.Iterable[Global___HeaderMatcher] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefix", b"_prefix", "prefix", b"prefix"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "path_specifier", b"path_specifier", "prefix", b"prefix", "safe_regex", b"safe_regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefix", b"_prefix", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "path", b"path", "path_specifier", b"path_specifier", "prefix", b"prefix", "safe_regex", b"safe_regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__prefix: _TypeAlias = _typing.Literal["prefix"]  # noqa: Y015
-    _WhichOneofArgType__prefix: _TypeAlias = _typing.Literal["_prefix", b"_prefix"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefix) -> _WhichOneofReturnType__prefix | None: ...
+    _WhichOneofReturnType_path_specifier: _TypeAlias = _typing.Literal["prefix", "path", "safe_regex"]  # noqa: Y015
+    _WhichOneofArgType_path_specifier: _TypeAlias = _typing.Literal["path_specifier", b"path_specifier"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_path_specifier) -> _WhichOneofReturnType_path_specifier | None: ...
 
 Global___RouteMatch: _TypeAlias = RouteMatch  # noqa: Y015
+
+@_typing.final
+class HeaderMatcher(_message.Message):
+    """envoy.config.route.v3.HeaderMatcher."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PRESENT_MATCH_FIELD_NUMBER: _builtins.int
+    STRING_MATCH_FIELD_NUMBER: _builtins.int
+    INVERT_MATCH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Header, in lower case."""
+    present_match: _builtins.bool
+    """It is there, or with false it is not."""
+    invert_match: _builtins.bool
+    """The condition must not hold."""
+    @_builtins.property
+    def string_match(self) -> Global___StringMatcher:
+        """Its text."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        present_match: _builtins.bool = ...,
+        string_match: Global___StringMatcher | None = ...,
+        invert_match: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header_match_specifier", b"header_match_specifier", "present_match", b"present_match", "string_match", b"string_match"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header_match_specifier", b"header_match_specifier", "invert_match", b"invert_match", "name", b"name", "present_match", b"present_match", "string_match", b"string_match"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_header_match_specifier: _TypeAlias = _typing.Literal["present_match", "string_match"]  # noqa: Y015
+    _WhichOneofArgType_header_match_specifier: _TypeAlias = _typing.Literal["header_match_specifier", b"header_match_specifier"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_header_match_specifier) -> _WhichOneofReturnType_header_match_specifier | None: ...
+
+Global___HeaderMatcher: _TypeAlias = HeaderMatcher  # noqa: Y015
+
+@_typing.final
+class RegexMatcher(_message.Message):
+    """envoy.type.matcher.v3.RegexMatcher."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGEX_FIELD_NUMBER: _builtins.int
+    regex: _builtins.str
+    """RE2 syntax."""
+    def __init__(
+        self,
+        *,
+        regex: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegexMatcher: _TypeAlias = RegexMatcher  # noqa: Y015
 
 @_typing.final
 class RouteAction(_message.Message):
@@ -536,26 +793,168 @@ class RouteAction(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLUSTER_FIELD_NUMBER: _builtins.int
+    WEIGHTED_CLUSTERS_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
+    HASH_POLICY_FIELD_NUMBER: _builtins.int
+    MAX_STREAM_DURATION_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
-    """Cluster to send to."""
+    """One cluster."""
+    @_builtins.property
+    def weighted_clusters(self) -> Global___WeightedCluster:
+        """Several, by weight."""
+
     @_builtins.property
     def retry_policy(self) -> Global___RetryPolicy:
         """When to try again."""
+
+    @_builtins.property
+    def hash_policy(self) -> _containers.RepeatedCompositeFieldContainer[Global___HashPolicy]:
+        """What a ring hash is made of."""
+
+    @_builtins.property
+    def max_stream_duration(self) -> Global___MaxStreamDuration:
+        """Deadline; the field that gRPC clients honour."""
 
     def __init__(
         self,
         *,
         cluster: _builtins.str = ...,
+        weighted_clusters: Global___WeightedCluster | None = ...,
         retry_policy: Global___RetryPolicy | None = ...,
+        hash_policy: _abc.Iterable[Global___HashPolicy] | None = ...,
+        max_stream_duration: Global___MaxStreamDuration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "cluster_specifier", b"cluster_specifier", "max_stream_duration", b"max_stream_duration", "retry_policy", b"retry_policy", "weighted_clusters", b"weighted_clusters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "retry_policy", b"retry_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "cluster_specifier", b"cluster_specifier", "hash_policy", b"hash_policy", "max_stream_duration", b"max_stream_duration", "retry_policy", b"retry_policy", "weighted_clusters", b"weighted_clusters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_cluster_specifier: _TypeAlias = _typing.Literal["cluster", "weighted_clusters"]  # noqa: Y015
+    _WhichOneofArgType_cluster_specifier: _TypeAlias = _typing.Literal["cluster_specifier", b"cluster_specifier"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_cluster_specifier) -> _WhichOneofReturnType_cluster_specifier | None: ...
+
+Global___RouteAction: _TypeAlias = RouteAction  # noqa: Y015
+
+@_typing.final
+class WeightedCluster(_message.Message):
+    """envoy.config.route.v3.WeightedCluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def clusters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClusterWeight]:
+        """Clusters."""
+
+    def __init__(
+        self,
+        *,
+        clusters: _abc.Iterable[Global___ClusterWeight] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters", b"clusters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RouteAction: _TypeAlias = RouteAction  # noqa: Y015
+Global___WeightedCluster: _TypeAlias = WeightedCluster  # noqa: Y015
+
+@_typing.final
+class ClusterWeight(_message.Message):
+    """envoy.config.route.v3.WeightedCluster.ClusterWeight."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Cluster."""
+    @_builtins.property
+    def weight(self) -> _wrappers_pb2.UInt32Value:
+        """Share, relative to the others."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        weight: _wrappers_pb2.UInt32Value | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterWeight: _TypeAlias = ClusterWeight  # noqa: Y015
+
+@_typing.final
+class HashPolicy(_message.Message):
+    """envoy.config.route.v3.RouteAction.HashPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___HashPolicyHeader:
+        """Hash a header."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___HashPolicyHeader | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HashPolicy: _TypeAlias = HashPolicy  # noqa: Y015
+
+@_typing.final
+class HashPolicyHeader(_message.Message):
+    """envoy.config.route.v3.RouteAction.HashPolicy.Header."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_NAME_FIELD_NUMBER: _builtins.int
+    header_name: _builtins.str
+    """Which."""
+    def __init__(
+        self,
+        *,
+        header_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header_name", b"header_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HashPolicyHeader: _TypeAlias = HashPolicyHeader  # noqa: Y015
+
+@_typing.final
+class MaxStreamDuration(_message.Message):
+    """envoy.config.route.v3.RouteAction.MaxStreamDuration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_STREAM_DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def max_stream_duration(self) -> _duration_pb2.Duration:
+        """Longest call."""
+
+    def __init__(
+        self,
+        *,
+        max_stream_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_stream_duration", b"max_stream_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_stream_duration", b"max_stream_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaxStreamDuration: _TypeAlias = MaxStreamDuration  # noqa: Y015
 
 @_typing.final
 class RetryPolicy(_message.Message):
@@ -631,13 +1030,17 @@ class Cluster(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     EDS_CLUSTER_CONFIG_FIELD_NUMBER: _builtins.int
     CONNECT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    LB_POLICY_FIELD_NUMBER: _builtins.int
     CIRCUIT_BREAKERS_FIELD_NUMBER: _builtins.int
     OUTLIER_DETECTION_FIELD_NUMBER: _builtins.int
+    RING_HASH_LB_CONFIG_FIELD_NUMBER: _builtins.int
     TRANSPORT_SOCKET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     type: Global___DiscoveryType.ValueType
     """How endpoints are found."""
+    lb_policy: Global___LbPolicy.ValueType
+    """How endpoints are chosen."""
     @_builtins.property
     def eds_cluster_config(self) -> Global___EdsClusterConfig:
         """Where they are."""
@@ -655,6 +1058,10 @@ class Cluster(_message.Message):
         """When to set endpoints aside."""
 
     @_builtins.property
+    def ring_hash_lb_config(self) -> Global___RingHashLbConfig:
+        """Bounds of the ring."""
+
+    @_builtins.property
     def transport_socket(self) -> Global___TransportSocket:
         """TLS."""
 
@@ -665,13 +1072,15 @@ class Cluster(_message.Message):
         type: Global___DiscoveryType.ValueType = ...,
         eds_cluster_config: Global___EdsClusterConfig | None = ...,
         connect_timeout: _duration_pb2.Duration | None = ...,
+        lb_policy: Global___LbPolicy.ValueType = ...,
         circuit_breakers: Global___CircuitBreakers | None = ...,
         outlier_detection: Global___OutlierDetection | None = ...,
+        ring_hash_lb_config: Global___RingHashLbConfig | None = ...,
         transport_socket: Global___TransportSocket | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "outlier_detection", b"outlier_detection", "transport_socket", b"transport_socket"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "outlier_detection", b"outlier_detection", "ring_hash_lb_config", b"ring_hash_lb_config", "transport_socket", b"transport_socket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "name", b"name", "outlier_detection", b"outlier_detection", "transport_socket", b"transport_socket", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "lb_policy", b"lb_policy", "name", b"name", "outlier_detection", b"outlier_detection", "ring_hash_lb_config", b"ring_hash_lb_config", "transport_socket", b"transport_socket", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -704,6 +1113,36 @@ class EdsClusterConfig(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EdsClusterConfig: _TypeAlias = EdsClusterConfig  # noqa: Y015
+
+@_typing.final
+class RingHashLbConfig(_message.Message):
+    """envoy.config.cluster.v3.Cluster.RingHashLbConfig."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINIMUM_RING_SIZE_FIELD_NUMBER: _builtins.int
+    MAXIMUM_RING_SIZE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def minimum_ring_size(self) -> _wrappers_pb2.UInt64Value:
+        """Fewest entries."""
+
+    @_builtins.property
+    def maximum_ring_size(self) -> _wrappers_pb2.UInt64Value:
+        """Most entries."""
+
+    def __init__(
+        self,
+        *,
+        minimum_ring_size: _wrappers_pb2.UInt64Value | None = ...,
+        maximum_ring_size: _wrappers_pb2.UInt64Value | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["maximum_ring_size", b"maximum_ring_size", "minimum_ring_size", b"minimum_ring_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["maximum_ring_size", b"maximum_ring_size", "minimum_ring_size", b"minimum_ring_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RingHashLbConfig: _TypeAlias = RingHashLbConfig  # noqa: Y015
 
 @_typing.final
 class CircuitBreakers(_message.Message):
@@ -970,18 +1409,38 @@ class StringMatcher(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EXACT_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    SUFFIX_FIELD_NUMBER: _builtins.int
+    SAFE_REGEX_FIELD_NUMBER: _builtins.int
+    CONTAINS_FIELD_NUMBER: _builtins.int
     exact: _builtins.str
     """The whole text."""
+    prefix: _builtins.str
+    """Its beginning."""
+    suffix: _builtins.str
+    """Its end."""
+    contains: _builtins.str
+    """Part of it."""
+    @_builtins.property
+    def safe_regex(self) -> Global___RegexMatcher:
+        """Expression for the whole text."""
+
     def __init__(
         self,
         *,
         exact: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+        suffix: _builtins.str = ...,
+        safe_regex: Global___RegexMatcher | None = ...,
+        contains: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contains", b"contains", "exact", b"exact", "match_pattern", b"match_pattern", "prefix", b"prefix", "safe_regex", b"safe_regex", "suffix", b"suffix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contains", b"contains", "exact", b"exact", "match_pattern", b"match_pattern", "prefix", b"prefix", "safe_regex", b"safe_regex", "suffix", b"suffix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_match_pattern: _TypeAlias = _typing.Literal["exact", "prefix", "suffix", "safe_regex", "contains"]  # noqa: Y015
+    _WhichOneofArgType_match_pattern: _TypeAlias = _typing.Literal["match_pattern", b"match_pattern"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_match_pattern) -> _WhichOneofReturnType_match_pattern | None: ...
 
 Global___StringMatcher: _TypeAlias = StringMatcher  # noqa: Y015
 

@@ -13,7 +13,15 @@ Path = tuple["str | int", ...]
 
 
 class YamlError(ValueError):
-    """The text is no YAML, or a mapping names a key twice."""
+    """The text is no YAML, or a mapping names a key twice.
+
+    Attributes:
+        line: Where, counted from 1.
+    """
+
+    def __init__(self, message: str, line: int = 1) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 class _Constructor(yaml.SafeLoader):
@@ -36,6 +44,9 @@ def load(text: str) -> tuple[Any, dict[Path, int]]:
         if node is None:
             return None, {(): 1}
         return _value(loader, node, (), lines), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise YamlError(str(error), 1 if mark is None else mark.line + 1) from error
     except yaml.YAMLError as error:
         raise YamlError(str(error)) from error
     finally:
@@ -52,9 +63,9 @@ def _value(loader: _Constructor, node: yaml.Node, path: Path, lines: dict[Path, 
             key = loader.construct_object(key_node)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise YamlError(f"line {line}: the key {key!r} is not a text")
+                raise YamlError(f"line {line}: the key {key!r} is not a text", line)
             if key in data:
-                raise YamlError(f"line {line}: {key!r} is given twice")
+                raise YamlError(f"line {line}: {key!r} is given twice", line)
             data[key] = _value(loader, child, (*path, key), lines)
             lines[(*path, key)] = line
         return data

@@ -1,0 +1,1 @@
+"""Traffic policy: how callers treat each service."""
