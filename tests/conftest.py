@@ -12,6 +12,7 @@ import pytest
 from services.runtime.access import AllowAll, Authorizer
 from services.runtime.config import ServerConfig
 from services.runtime.pipeline import Pipeline
+from services.runtime.service import message_limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -43,17 +44,14 @@ async def _serve(
 ) -> AsyncIterator[grpc.aio.Channel]:
     config = config or ServerConfig()
     pipeline = Pipeline("test", config, authorizer or AllowAll(), trusted_peer=peer)
-    sizes = [
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", config.max_message_bytes),
-    ]
-    server = grpc.aio.server(interceptors=[pipeline], options=sizes)
+    unbounded = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    server = grpc.aio.server(interceptors=[pipeline], options=message_limits(config))
     add(server)
     port = server.add_insecure_port("127.0.0.1:0")
     if start:  # else `add` keeps the server, and the test starts it once it is composed
         await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=sizes) as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=unbounded) as channel:
             yield channel
     finally:
         await server.stop(grace=1)

@@ -22,6 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from plexus.client.propagation import call_context
 from services.runtime import access, status
+from services.runtime.decoding import decoded, decoding
 from services.runtime.errors import DeadlineExceededError, PlexusError, ResourceExhaustedError
 from services.runtime.request import Request, Rest
 from services.runtime.telemetry import HANDLED, IN_FLIGHT, LATENCY
@@ -247,6 +248,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self.tracer = tracer
         self.trusted_peer = trusted_peer
         self.default_deadline_s = config.default_deadline_s
+        self.max_message_bytes = config.max_message_bytes
         self._handlers: dict[str, Any] = {}
 
     async def intercept_service(
@@ -266,6 +268,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
 
     def _wrap(self, path: str, handler: Any) -> Any:
         method = Method(path, self)
+        check = each_decoded if handler.request_streaming else decoded
         if handler.response_streaming:
             behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
             make = (
@@ -274,8 +277,8 @@ class Pipeline(grpc.aio.ServerInterceptor):
                 else grpc.unary_stream_rpc_method_handler
             )
             return make(
-                _streaming(method, behaviour),
-                request_deserializer=handler.request_deserializer,
+                _streaming(method, behaviour, check),
+                request_deserializer=decoding(handler.request_deserializer, self.max_message_bytes),
                 response_serializer=_or_bytes(handler.response_serializer),
             )
         behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
@@ -285,8 +288,8 @@ class Pipeline(grpc.aio.ServerInterceptor):
             else grpc.unary_unary_rpc_method_handler
         )
         return make(
-            _unary(method, behaviour),
-            request_deserializer=handler.request_deserializer,
+            _unary(method, behaviour, check),
+            request_deserializer=decoding(handler.request_deserializer, self.max_message_bytes),
             response_serializer=handler.response_serializer,
         )
 
@@ -298,7 +301,7 @@ def _or_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes
 
 
 def _unary(
-    method: Method, behaviour: Callable[[Any, Any], Awaitable[Any]]
+    method: Method, behaviour: Callable[[Any, Any], Awaitable[Any]], check: Callable[[Any], Any]
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     limit = method.pipeline.default_deadline_s
 
@@ -307,9 +310,9 @@ def _unary(
         try:
             call.begin()
             if call.request.deadline is not None:
-                return await behaviour(request, context)
+                return await behaviour(check(request), context)
             async with asyncio.timeout(limit):
-                return await behaviour(request, context)
+                return await behaviour(check(request), context)
         except TimeoutError:
             call.failed(DeadlineExceededError(f"the call took longer than {limit:g} s"))
         except Exception as error:  # noqa: BLE001 - the one place where any error becomes a status
@@ -325,14 +328,14 @@ def _unary(
 
 
 def _streaming(
-    method: Method, behaviour: Callable[[Any, Any], AsyncIterator[Any]]
+    method: Method, behaviour: Callable[[Any, Any], AsyncIterator[Any]], check: Callable[[Any], Any]
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         call = _Call(method, context)
         last: Any = None
         try:
             call.begin()
-            async for response in behaviour(request, context):
+            async for response in behaviour(check(request), context):
                 yield response
                 last = response
         except Exception as error:  # noqa: BLE001 - as in _unary

@@ -111,10 +111,14 @@ class Service:
     proto_services: tuple[str, ...]
 
 
+_REFUSABLE = 4
+"""Up to this many times the bound a message is refused with a reason; beyond, by gRPC and without one."""
+
+
 def message_limits(config: ServerConfig) -> list[tuple[str, int]]:
     """Channel arguments for the configured message bound."""
     return [
-        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_receive_message_length", _REFUSABLE * config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
     ]
 

@@ -33,6 +33,7 @@ CODES: dict[type[errors.PlexusError], grpc.StatusCode] = {
 }
 HTTP_STATUS = {
     "CONDITION_FAILED": 412,
+    "MESSAGE_TOO_LARGE": 413,
     "OBJECT_TOO_LARGE": 413,
     "RANGE_BEYOND_END": 416,
     "UNSUPPORTED_CONTENT_ENCODING": 415,

@@ -35,7 +35,9 @@ def _bytes(message: bytes) -> bytes:
 
 
 def handlers(
-    unary: Callable[[bytes], Any] | None = None, stream: Callable[[bytes], AsyncIterator[Any]] | None = None
+    unary: Callable[[bytes], Any] | None = None,
+    stream: Callable[[bytes], AsyncIterator[Any]] | None = None,
+    decode: Callable[[bytes], Any] = _bytes,
 ) -> Callable[[grpc.aio.Server], None]:
     """Adds /test.Echo/{Unary,Stream,ClientStream,Both} that call the given coroutine or generator."""
 
@@ -62,10 +64,10 @@ def handlers(
 
     def add(server: grpc.aio.Server) -> None:
         kinds = {
-            "Unary": grpc.unary_unary_rpc_method_handler(unary_unary, _bytes, _bytes),
-            "ClientStream": grpc.stream_unary_rpc_method_handler(stream_unary, _bytes, _bytes),
-            "Stream": grpc.unary_stream_rpc_method_handler(unary_stream, _bytes, serialize),
-            "Both": grpc.stream_stream_rpc_method_handler(stream_stream, _bytes, serialize),
+            "Unary": grpc.unary_unary_rpc_method_handler(unary_unary, decode, _bytes),
+            "ClientStream": grpc.stream_unary_rpc_method_handler(stream_unary, decode, _bytes),
+            "Stream": grpc.unary_stream_rpc_method_handler(unary_stream, decode, serialize),
+            "Both": grpc.stream_stream_rpc_method_handler(stream_stream, decode, serialize),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", kinds),))
 
@@ -293,3 +295,38 @@ async def test_reasons_that_http_names_better_carry_its_status_over_rest_alone(
             await _call(channel, "Unary", metadata=headers)
     said = dict(caught.value.trailing_metadata() or ()).get("x-http-status")
     assert said == (str(status.HTTP_STATUS[reason]) if told else None)
+
+
+def _decode_text(data: bytes) -> bytes:
+    return inference_pb2.ChatResponse.FromString(data).delta.encode()
+
+
+async def _fine(request: bytes) -> bytes:
+    return request
+
+
+async def _fine_stream(request: bytes) -> AsyncIterator[bytes]:
+    yield request
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("message", [b"\x0a\x02\xff\xfe", b"\x0a\xff", b"\xff" * 12])
+async def test_a_malformed_message_is_the_callers_mistake(serve: Serve, kind: str, message: bytes) -> None:
+    async with serve(handlers(_fine, _fine_stream, _decode_text)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, kind, message)
+        error = status.from_rpc_error(caught.value, dependency="echo")
+        assert isinstance(error, errors.InvalidArgumentError)
+        assert error.reason == "MALFORMED_MESSAGE"
+        assert await _call(channel, "Unary", b"\x0a\x02ok") == b"ok"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_message_over_the_bound_is_refused_with_a_reason(serve: Serve, kind: str) -> None:
+    config = ServerConfig(max_message_bytes=1000)
+    async with serve(handlers(_fine, _fine_stream), config=config) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, kind, b"x" * 1001)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert status.from_rpc_error(caught.value, dependency="echo").reason == "MESSAGE_TOO_LARGE"
+        assert await _call(channel, "Unary", b"x" * 1000) == b"x" * 1000

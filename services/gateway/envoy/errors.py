@@ -42,7 +42,6 @@ REFUSALS = (
 """Texts follow Kong's. Envoy's own words for 5xx are not shown: they name hosts."""
 BAD_CREDENTIAL = 'Bearer error="invalid_token"'
 """Challenge after a token that is not accepted."""
-TOO_LARGE = next(refusal for refusal in REFUSALS if refusal.reason == "REQUEST_TOO_LARGE")
 OTHERWISE = Refusal(500, 13, "INTERNAL", "An unexpected error occurred")
 
 
@@ -87,17 +86,18 @@ def local_replies() -> Json:
     return {"mappers": mappers}
 
 
-def content(refusal: Refusal) -> Json:
-    """The google.rpc.Status, without the request's id."""
-    info = {"@type": _INFO, "reason": refusal.reason, "domain": "plexus"}
-    return {"code": refusal.code, "message": refusal.message, "details": [info]}
-
-
 def _body(refusal: Refusal, message: str | None = None) -> Json:
-    status = content(refusal)
-    status["message"] = message or refusal.message
-    status["details"].append({"@type": _REQUEST, "requestId": "%REQ(X-REQUEST-ID)%"})
-    return {"content_type": "application/json", "json_format": status}
+    return {
+        "content_type": "application/json",
+        "json_format": {
+            "code": refusal.code,
+            "message": message or refusal.message,
+            "details": [
+                {"@type": _INFO, "reason": refusal.reason, "domain": "plexus"},
+                {"@type": _REQUEST, "requestId": "%REQ(X-REQUEST-ID)%"},
+            ],
+        },
+    }
 
 
 def _status(status: int, operator: str) -> Json:

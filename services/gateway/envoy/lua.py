@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
-
-from services.gateway.envoy import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,15 +93,6 @@ function envoy_on_response(handle)
     headers:remove("x-http-content-length")
     headers:replace("content-length", length)
   end
-  -- gRPC itself refuses a message over the service's bound, with the code of an empty quota and no details.
-  local message = headers:get("grpc-message")
-  if message ~= nil and message:find("larger than max", 1, true) and headers:get(":status") == "429" then
-    local body = '%(too_large)s'
-    headers:replace(":status", "413")
-    handle:body(true):setBytes(body)
-    headers:replace("content-length", tostring(#body))
-    headers:replace("content-type", "application/json")
-  end
   -- The transcoder writes an error's body after HEAD too, and the client would take it for the next answer.
   local edge = handle:streamInfo():dynamicMetadata():get("%(metadata)s")
   if edge ~= nil and edge["head"] and tonumber(headers:get(":status")) >= 400 then
@@ -119,8 +107,7 @@ client's stream (services.runtime.pipeline.TRUNCATED)."""
 
 def http_answer() -> str:
     """After the transcoder: the HTTP status and length that the service named."""
-    too_large = json.dumps(errors.content(errors.TOO_LARGE))
-    return _HTTP_ANSWER % {"too_large": too_large, "metadata": METADATA}
+    return _HTTP_ANSWER % {"metadata": METADATA}
 
 
 def quote(text: str) -> str:
