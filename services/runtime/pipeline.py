@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from plexus.client.propagation import call_context
 from services.runtime import access, status
-from services.runtime.decoding import decoded, decoding
+from services.runtime.decoding import decoded, decoding, each_decoded
 from services.runtime.errors import DeadlineExceededError, PlexusError, ResourceExhaustedError
 from services.runtime.request import Request, Rest
 from services.runtime.telemetry import HANDLED, IN_FLIGHT, LATENCY

@@ -67,7 +67,7 @@ def test_the_test_policy_uses_every_key_of_the_schema() -> None:
         ("service: v\nfault:\n  delay: {percent: 3}", "v.yaml:3: fault.delay.duration: Field required"),
         ("service: v\nsubsets:\n  a: {version: '1'}", "v.yaml:2: subsets: no subset has a weight"),
         (
-            "service: v\nsubsets: {a: {tag: t, weight: 1}}\nroutes:\n- {match: {prefix: /a}, subsets: {b: 1}}",
+            "service: v\nsubsets: {a: {tag: t, weight: 1}}\nroutes:\n- {match: {prefix: /a},subsets: {b: 1}}",
             "v.yaml:3: routes[0].subsets: no subset is named 'b'",
         ),
         (
