@@ -41,6 +41,7 @@ check: sync ## what CI checks: format, lint, types, boundaries, protos
 	@$(RUN) mypy services clients/python tests tools examples benchmarks
 	@$(RUN) lint-imports
 	@$(RUN) python tools/generate.py --check
+	@$(RUN) python -m tools.handbook --check
 	@$(RUN) buf lint
 	@$(RUN) buf format -d --exit-code protos
 	@$(RUN) python tools/breaking.py
@@ -51,8 +52,9 @@ fmt: sync ## format Python and protos
 	@$(RUN) python tools/generate.py >/dev/null
 	@$(RUN) buf format -w protos
 
-protos: sync ## regenerate generated/ from protos/
+protos: sync ## regenerate generated/ from protos/, and the reference pages of the handbook
 	@$(RUN) python tools/generate.py
+	@$(RUN) python -m tools.handbook
 
 bench: sync ## all benchmarks; RECORD=1 writes what they say to benchmarks/results/
 	@$(RUN) python benchmarks/_suite.py $(if $(RECORD),--record) $(BENCHES)

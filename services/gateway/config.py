@@ -12,7 +12,7 @@ class GatewayConfig(Section):
 
     port: int = 8000
     """Port for clients on the loopback address; `plexus up --port` goes before it."""
-    kong_file: Path | None = None
+    kong_path: Path | None = None
     """The declarative file; default: gateway/kong.yml as shipped."""
     drain_s: float = 5.0
     """How long running requests may go on at a stop."""

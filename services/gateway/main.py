@@ -98,7 +98,7 @@ class _Running:
 
     def __init__(self, state_dir: Path, port: int, config: GatewayConfig, sockets: Path, mesh: Mesh) -> None:
         self._config = config
-        self._kong_path = config.kong_file or project_file("gateway/kong.yml")
+        self._kong_path = config.kong_path or project_file("gateway/kong.yml")
         self._store = CredentialStore(state_dir)
         self._port = port
         self._limits_socket = sockets / "limits.sock"

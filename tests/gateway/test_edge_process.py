@@ -30,7 +30,7 @@ WAIT_S = 20.0
 @asynccontextmanager
 async def _edge(state: Path, kong: Path) -> AsyncIterator[httpx.AsyncClient]:
     ready, stop, port = asyncio.Event(), asyncio.Event(), free_port()
-    config = GatewayConfig(kong_file=kong, reload_interval_s=0.05, drain_s=2, workers=1)
+    config = GatewayConfig(kong_path=kong, reload_interval_s=0.05, drain_s=2, workers=1)
     running = asyncio.create_task(main.serve(state, port, free_port(), ready.set, stop, config=config))
     waiting = asyncio.create_task(ready.wait())
     try:

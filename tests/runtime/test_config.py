@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
+from services.cli.explain import section_models
 from services.runtime.config import Section, ServerConfig, Settings
 from services.runtime.errors import InvalidArgumentError
 
@@ -67,3 +68,10 @@ def test_what_nobody_reads_or_understands_is_refused_by_name(
     file.write_text(content)
     with pytest.raises(InvalidArgumentError, match=named):
         Settings(environment, file).section("server", ServerConfig)
+
+
+def test_no_key_ends_like_the_variables_that_name_a_file() -> None:
+    # PLEXUS_GATEWAY__KONG_FILE would set gateway.kong to the file's content, not gateway.kong_file.
+    keys = [f"{name}.{key}" for name, model in section_models().items() for key in model.model_fields]
+    assert len(keys) > 40
+    assert [key for key in keys if key.endswith("_file")] == []
