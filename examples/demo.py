@@ -38,7 +38,7 @@ class Question:
 
 
 QUESTIONS = (
-    Question("What happens to a message after its last attempt?", "handbook/queueing.md"),
+    Question("Where does a message go after its last attempt?", "handbook/queueing.md"),
     Question("Which buckets exist from the start?", "handbook/storage.md"),
     Question("How large is a chunk and how much text does it aim at?", "handbook/knowledge.md"),
 )
@@ -118,10 +118,14 @@ def main() -> int:
     print(
         f"""
 go on:
-  make up                                     start everything, Ctrl-C stops it
-  uv run plexus up --detach --state {state}   the same in the background, with this demo's documents
-  uv run plexus token --consumer demo         a token for the API at http://127.0.0.1:8000 (docs: /docs)
-  uv run plexus ingest PATH; uv run plexus ask "…" """
+  make up                         start everything; Ctrl-C stops it
+  . .venv/bin/activate            put `plexus` on the PATH, then:
+  plexus up --detach --state {state}
+                                  the same in the background, with this demo's documents
+  plexus token --consumer demo    a token for the API at http://127.0.0.1:8000 (read /docs there)
+  plexus ingest PATH              your own documents
+  plexus ask "..."                your own questions
+README.md goes on from here."""
     )
     return 0 if right else 1
 
