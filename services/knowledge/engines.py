@@ -31,7 +31,7 @@ TOPIC = SUBSCRIPTION = "knowledge-ingest"
 DIMENSION = 384
 _BATCH = 256
 _PART = 512 * 1024
-MAX_ATTEMPTS = 3
+_BROKER_ATTEMPTS = 1000  # the most there is: ingestion itself says when a document is given up, and why
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ class Engines:
             _told(self.queueing.CreateTopic(queueing_pb2.CreateTopicRequest(topic=TOPIC)), "queueing")
         )
         subscription = queueing_pb2.Subscription(
-            name=SUBSCRIPTION, topic=TOPIC, retry=queueing_pb2.RetryPolicy(max_attempts=MAX_ATTEMPTS)
+            name=SUBSCRIPTION, topic=TOPIC, retry=queueing_pb2.RetryPolicy(max_attempts=_BROKER_ATTEMPTS)
         )
         request = queueing_pb2.CreateSubscriptionRequest(subscription=subscription)
         await _ignore_existing(_told(self.queueing.CreateSubscription(request), "queueing"))

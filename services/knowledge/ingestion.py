@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
 from plexus.client.queue import RejectError, consume
 from services.knowledge.chunking import chunk, title_of
 from services.knowledge.domain import State, check_document, document_id
-from services.knowledge.engines import MAX_ATTEMPTS, SUBSCRIPTION, Engines
+from services.knowledge.engines import SUBSCRIPTION, Engines
 from services.knowledge.extraction import ExtractionError, content_type_of, extract
-from services.runtime.errors import InvalidArgumentError, PlexusError
+from services.runtime.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    PlexusError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -31,6 +38,11 @@ _PUBLISH_BATCH = 500
 _RETRY_S = 1.0
 _IDLE_S = 30.0
 _STORE_CONCURRENCY = 8
+_MAX_ATTEMPTS = 5
+"""Deliveries of a document, each ended by a failure of its own or by the end of the process that read it."""
+_OUTAGE = (UnavailableError, DeadlineExceededError, ResourceExhaustedError)
+"""Not the document's fault: waited out, for as long as it takes."""
+_OUTAGE_MIN_S, _OUTAGE_MAX_S = 0.2, 5.0
 
 
 class Ingestion:
@@ -154,21 +166,36 @@ class Ingestion:
         task, state = known
         if state is not State.PENDING:
             return  # delivered again after it was done
+        if delivery.attempt > _MAX_ATTEMPTS:
+            await self._give_up(task, f"the process that read it ended, {_MAX_ATTEMPTS} times")
         try:
-            await self._ingest(task)
+            await self._ingest_through_outages(task)
         except ExtractionError as error:
-            await self._fail(task, str(error))
-            raise RejectError(f"{task.uri}: {error}") from error
+            await self._give_up(task, str(error), error)
         except Exception as error:
-            if delivery.attempt >= MAX_ATTEMPTS:
-                await self._fail(task, f"given up after {delivery.attempt} attempts: {error}")
+            if delivery.attempt >= _MAX_ATTEMPTS:
+                await self._give_up(task, f"given up after {delivery.attempt} attempts: {error}", error)
             raise
         await self._store.finish(task, State.READY)
         self._step(task.operation)
 
-    async def _fail(self, task: Task, reason: str) -> None:
+    async def _give_up(self, task: Task, reason: str, cause: Exception | None = None) -> NoReturn:
         await self._store.finish(task, State.FAILED, reason)
         self._step(task.operation)
+        raise RejectError(f"{task.uri}: {reason}") from cause
+
+    async def _ingest_through_outages(self, task: Task) -> None:
+        pause = _OUTAGE_MIN_S
+        while True:
+            try:
+                return await self._ingest(task)
+            except _OUTAGE as error:
+                if pause == _OUTAGE_MIN_S:
+                    log.warning(
+                        "ingestion_waits", document=task.document, reason=error.reason, error=str(error)
+                    )
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load only
+                pause = min(_OUTAGE_MAX_S, 2 * pause)
 
     async def _ingest(self, task: Task) -> None:
         collection = await self._store.collection(task.collection)

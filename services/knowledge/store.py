@@ -20,6 +20,8 @@ from services.knowledge.domain import (
     Task,
     document_id,
 )
+from services.runtime.database import connect
+from services.runtime.disk import disk_errors
 from services.runtime.errors import AlreadyExistsError, NotFoundError
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-_SCHEMA = """
+_MIGRATIONS = (
+    """
 CREATE TABLE IF NOT EXISTS collections (
     name TEXT PRIMARY KEY, target INTEGER NOT NULL, overlap INTEGER NOT NULL, created REAL NOT NULL
 ) WITHOUT ROWID;
@@ -49,7 +52,8 @@ CREATE TABLE IF NOT EXISTS tasks (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tasks_by_operation ON tasks (operation);
 CREATE INDEX IF NOT EXISTS tasks_to_queue ON tasks (queued) WHERE queued = 0;
-"""
+""",
+)
 _DOCUMENT = "id, collection, uri, title, content_type, state, error, chunks, sha256, version, updated"
 MAX_FAILURES = 100
 
@@ -60,11 +64,7 @@ class KnowledgeStore:
     """One SQLite file, one thread; open it with `async with`."""
 
     def __init__(self, file: Path) -> None:
-        self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        self._db.executescript(_SCHEMA)
+        self._db = connect(file, _MIGRATIONS)
         self._thread = ThreadPoolExecutor(1, "knowledge-store")
 
     async def __aenter__(self) -> Self:
@@ -79,7 +79,8 @@ class KnowledgeStore:
         self._db.close()
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        with disk_errors():
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -149,6 +149,7 @@ class _Call:
 
     def failed(self, error: Exception) -> status_pb2.Status:
         """Turn an error into the call's status; what is not a domain error is logged and not told."""
+        error = _told(error)
         if not isinstance(error, PlexusError):
             error_id = uuid.uuid4().hex
             log.error("call_failed", method=self._method.path, error_id=error_id, exc_info=error)
@@ -190,6 +191,16 @@ class _Call:
             if self._code is not grpc.StatusCode.OK:
                 self._span.set_status(StatusCode.ERROR, self._code.name)
             self._span.end()
+
+
+def _told(error: Exception) -> Exception:
+    """What a TaskGroup that failed tells the caller: its first domain error."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    domain: Exception | None = error.subgroup(PlexusError)
+    while isinstance(domain, ExceptionGroup):
+        domain = domain.exceptions[0]
+    return domain or error
 
 
 def _read_headers(

@@ -330,3 +330,20 @@ async def test_a_message_over_the_bound_is_refused_with_a_reason(serve: Serve, k
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert status.from_rpc_error(caught.value, dependency="echo").reason == "MESSAGE_TOO_LARGE"
         assert await _call(channel, "Unary", b"x" * 1000) == b"x" * 1000
+
+
+async def test_a_domain_error_out_of_a_task_group_is_that_error(serve: Serve) -> None:
+    async def unary(_request: bytes) -> bytes:
+        async def fail(error: Exception) -> None:
+            raise error
+
+        async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as group:
+            group.create_task(fail(ValueError("not told")))
+            group.create_task(fail(errors.NotFoundError("gone", reason="GONE")))
+            outer.create_task(asyncio.sleep(60))
+        return b""
+
+    async with serve(handlers(unary)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, "Unary")
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "gone")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from services.runtime.errors import DataLossError, ResourceExhaustedError
 from services.storage.backends.local import LocalObjectStore
 from services.storage.domain import PutOptions
 from tests.contracts.object_store import BIG, ObjectStoreContract, pieces, put, read
+from tests.disk import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -138,23 +138,13 @@ async def test_kill_at_any_moment_leaves_the_acknowledged_or_the_next_object_who
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = os.geteuid() == 0 and (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=False, capture_output=True
-        ).returncode
-        == 0
-    )
-    if not mounted:
-        pytest.skip("a full disk needs a file system of its own, and mounting one needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", size_mib=2) as folder:
+        yield folder
 
 
-async def test_a_full_disk_refuses_writes_and_goes_on_reading(small_disk: Path) -> None:
-    async with LocalObjectStore(small_disk) as store:
+async def test_a_full_disk_refuses_writes_and_goes_on_reading(disk: Path) -> None:
+    async with LocalObjectStore(disk) as store:
         await store.create_bucket("box")
         await put(store, "kept", b"k" * 300_000)
         with pytest.raises(ResourceExhaustedError) as caught:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
+from services.runtime.database import connect
 from services.runtime.disk import disk_errors
 from services.runtime.errors import (
     AbortedError,
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 _THREADS = 4
 _ABOVE_ANY_KEY = b"\xff"  # a byte that UTF-8 never contains
 
-_SCHEMA = """
+_MIGRATIONS = (
+    """
 CREATE TABLE IF NOT EXISTS buckets (name TEXT PRIMARY KEY, created REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS objects (
     bucket TEXT NOT NULL REFERENCES buckets (name),
@@ -52,7 +54,8 @@ CREATE TABLE IF NOT EXISTS objects (
     updated REAL NOT NULL,
     PRIMARY KEY (bucket, key)
 ) WITHOUT ROWID;
-"""
+""",
+)
 _COLUMNS = "bucket, key, size, content_type, metadata, sha256, etag, updated"
 
 T = TypeVar("T")
@@ -91,11 +94,7 @@ class LocalObjectStore:
         # than a millisecond. Contents are read and written by the pool.
         self._index_thread = ThreadPoolExecutor(1, "storage-index")
         self._pool = ThreadPoolExecutor(_THREADS, "storage-files")
-        self._db = sqlite3.connect(folder / "index.sqlite", check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        self._db.executescript(_SCHEMA)
+        self._db = connect(folder / "index.sqlite", _MIGRATIONS)
 
     async def __aenter__(self) -> Self:
         """Remove what a crash left behind."""
