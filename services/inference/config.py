@@ -9,11 +9,11 @@ class InferenceConfig(Section):
     """Section `inference`."""
 
     embed_batch: int = 32
-    """Texts computed at once."""
+    """Most texts computed at once; long ones are fewer."""
     embed_queue: int = 8192
     """Texts that may wait; one more is refused."""
     embed_threads: int = 2
-    """Threads of one embedding computation."""
+    """Embedding computations at once, each on one core."""
     chat_threads: int = 2
     """Threads of one generation."""
     chat_context_tokens: int = 4096

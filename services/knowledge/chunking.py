@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 _HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t#]*$")
 _FENCE = re.compile(r"^[ \t]*(```|~~~)")
+_MARKS = re.compile(r"`+|(?<![\w\\])(\*{1,3}|_{1,3})(?=\S)(.+?)(?<=\S)\1(?!\w)|\\(?=[^\w\s])")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def plain(text: str) -> str:
+    """A line of Markdown without its marks for code and emphasis and without escapes."""
+    return _MARKS.sub(lambda match: match[2] or "", text)
 
 
 class _Block(NamedTuple):
@@ -36,7 +42,8 @@ def _blocks(text: str) -> Iterator[_Block]:
             start = None
         if heading:
             level = len(heading[1])
-            headings = [*((above, title) for above, title in headings if above < level), (level, heading[2])]
+            headings = [pair for pair in headings if pair[0] < level]
+            headings.append((level, plain(heading[2])))
         elif bare or fenced:
             if start is None:
                 start = position
@@ -114,5 +121,5 @@ def title_of(text: str, fallback: str) -> str:
     for line in text.splitlines():
         heading = _HEADING.match(line)
         if heading:
-            return heading[2]
+            return plain(heading[2])
     return fallback

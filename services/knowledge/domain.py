@@ -146,10 +146,10 @@ class Chunk:
     text: str
     headings: tuple[str, ...]
 
-    @property
-    def embedded(self) -> str:
-        """What is embedded: a chunk is understood by its headings too."""
-        return "\n".join((" > ".join(self.headings), self.text)) if self.headings else self.text
+    def embedded(self, title: str) -> str:
+        """What is embedded: a chunk is understood by its document's title and its headings too."""
+        path = self.headings if self.headings[:1] == (title,) else (title, *self.headings)
+        return "\n".join((" > ".join(path), self.text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,8 @@ SUPPORTED = PLAIN | {
     "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
 }
 _ENDINGS = {".md": "text/markdown", ".markdown": "text/markdown", ".rst": "text/x-rst", ".log": "text/plain"}
+_HTML = frozenset({"text/html", "application/xhtml+xml"})
 _FRONT_MATTER = re.compile(r"\A---\n.*?(?=^# |\n\n(?!## ))", re.DOTALL | re.MULTILINE)
-_LINK = re.compile(r"\[([^\]]*)\]\((?:[^()\s]|\([^()]*\))*(?:\s+\"[^\"]*\")?\)")
-_PERMALINK = re.compile(r"\[(?:¶|#|🔗)\]\([^)]*\)")
 
 
 class ExtractionError(Exception):
@@ -66,13 +65,18 @@ def extract(content: bytes, content_type: str) -> str:
 def _with_kreuzberg(content: bytes, content_type: str) -> str:
     import kreuzberg  # noqa: PLC0415 - heavy; the first document that needs it loads it
 
+    page = content_type in _HTML
+    if page:
+        from services.knowledge.webpage import main_part  # noqa: PLC0415 - lxml, with the first page
+
+        try:
+            content = main_part(content)
+        except ValueError as error:
+            raise ExtractionError(str(error)) from error
     config = kreuzberg.ExtractionConfig(output_format="markdown", use_cache=False)
     try:
-        result = kreuzberg.extract_bytes_sync(content, content_type, config)
+        result = kreuzberg.extract_bytes_sync(content, "text/html" if page else content_type, config)
     except kreuzberg.KreuzbergError as error:
         raise ExtractionError(str(error).split("\n", 1)[0][:300]) from error
     text = str(result.content)
-    if content_type in {"text/html", "application/xhtml+xml"}:
-        # Link targets are noise for search and take the place of words in a chunk.
-        text = _LINK.sub(r"\1", _PERMALINK.sub("", _FRONT_MATTER.sub("", text, count=1)))
-    return text
+    return _FRONT_MATTER.sub("", text, count=1) if page else text

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import structlog
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from plexus.queueing.v1 import queueing_pb2
     from services.knowledge.config import KnowledgeConfig
-    from services.knowledge.domain import DocumentInput, Operation, Task
+    from services.knowledge.domain import Chunk, ChunkingPolicy, DocumentInput, Operation, Task
     from services.knowledge.store import KnowledgeStore
 
 log = structlog.get_logger(__name__)
@@ -200,28 +201,28 @@ class Ingestion:
     async def _ingest(self, task: Task) -> None:
         collection = await self._store.collection(task.collection)
         content = await self._engines.original(task)
+        read = partial(_read, content, task, collection.chunking)
         try:
             async with asyncio.timeout(self._config.extraction_timeout_s):
-                text = await asyncio.get_running_loop().run_in_executor(
-                    self._extractors, extract, content, task.content_type
-                )
+                text, title, chunks = await asyncio.get_running_loop().run_in_executor(self._extractors, read)
         except TimeoutError as error:
             raise ExtractionError("its text could not be extracted in time") from error
-        chunks = chunk(text, collection.chunking)
-        if not chunks:
-            raise ExtractionError("the document has no text")
         await self._engines.store_text(task.document, task.sha256, text)
-        vectors = await self._engines.embed([entry.embedded for entry in chunks])
+        vectors = await self._engines.embed([entry.embedded(title) for entry in chunks])
         name = collection.engine_name
         await self._engines.index(name, task.document, task.sha256, chunks, vectors)
         before = (await self._store.versions([task.document])).get(task.document)
         # The switch: searches show only the version that the store names. Old chunks are deleted after it, so
         # that at no moment both or none of them answer.
-        current = await self._store.make_ready(
-            task, title=title_of(text, task.uri.rsplit("/", 1)[-1]), chunks=len(chunks)
-        )
+        current = await self._store.make_ready(task, title=title, chunks=len(chunks))
         if not current:
             return  # overtaken by a newer content, whose own task cleans up
         if before is not None and before.version not in {"", task.sha256}:
             await self._engines.remove(name, task.document, keep_version=task.sha256)
             await self._engines.discard(task.document, before.version)
+
+
+def _read(content: bytes, task: Task, policy: ChunkingPolicy) -> tuple[str, str, list[Chunk]]:
+    """Text, title and chunks of a document; no chunks if it is only headings and links. Blocking."""
+    text = extract(content, task.content_type)
+    return text, title_of(text, task.uri.rsplit("/", 1)[-1]), chunk(text, policy)

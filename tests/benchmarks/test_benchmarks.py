@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.models import model_folder
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -38,3 +40,18 @@ def test_call() -> None:
 @pytest.mark.timeout(300)
 def test_start() -> None:
     assert set(run("start", "--runs", "1", "--settle-s", "0")) == {"ready_s", "idle_pss_mib"}
+
+
+@pytest.mark.timeout(300)
+def test_answers(tmp_path: Path) -> None:
+    pages = {
+        "library/shutil": "<h1>shutil</h1><p>copytree() copies a whole directory tree.</p>",
+        "library/json": "<h1>json</h1><p>dumps() converts a Python object to a JSON string.</p>",
+        "library/heapq": "<h1>heapq</h1><p>nlargest() gives the n largest elements of a heap.</p>",
+    }
+    (tmp_path / "library").mkdir()
+    for name, body in pages.items():
+        (tmp_path / f"{name}.html").write_text(f"<html><body>{body}</body></html>")
+    figures = run("answers", "--docs", str(tmp_path), PLEXUS_TEST_MODELS=str(model_folder()))
+    assert set(figures) == {"hit_at_3", "pipeline_ratio", "pages_per_s", "chunks_per_s"}
+    assert figures["hit_at_3"] == 1

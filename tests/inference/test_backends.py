@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +57,16 @@ async def test_a_full_queue_refuses_and_recovers(store: ModelStore) -> None:
         with pytest.raises(ResourceExhaustedError):
             await embedder.embed(["x"] * 5)
         assert (await embedder.embed(["x"] * 4)).vectors.shape == (4, 384)
+
+
+async def test_a_question_does_not_wait_for_a_pile_of_documents(store: ModelStore) -> None:
+    async with _embedder(store) as embedder:
+        pile = asyncio.create_task(embedder.embed(["a long document " * 40] * 300))
+        await asyncio.sleep(0)  # the pile is there first
+        assert (await embedder.embed(["a question"])).vectors.shape == (1, 384)
+        assert not pile.done()
+        pile.cancel()
+        await asyncio.gather(pile, return_exceptions=True)
 
 
 async def test_a_missing_model_says_how_to_get_it(tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ def test_any_text_is_cut_with_exact_offsets() -> None:
 
 
 def test_the_title_is_the_first_heading() -> None:
-    assert title_of("text\n\n## A *title*\n", "x.md") == "A *title*"
+    assert title_of("text\n\n## A *title*\n", "x.md") == "A title"
+    assert (
+        title_of("# `json.dump()` \\*args, a_b, 2 * 3 * 4\n", "x.md") == "json.dump() *args, a_b, 2 * 3 * 4"
+    )
     assert title_of("no heading", "x.md") == "x.md"
 
 
@@ -143,9 +146,53 @@ def test_html_becomes_text_with_headings_and_without_link_targets() -> None:
     assert "x.html" not in text
 
 
+API = (
+    """<html><head><title>T</title></head><body><header>Site</header><div role="navigation">menu
+</div><div role="main"><header><h1>Module</h1></header><p>Intro.</p><h2>Functions</h2><dl><dt id="m.copy">
+m.copy(<em>src</em>, dst)<a href="#m.copy">¶</a></dt><dd><p>Copies. """
+    + "It takes a while. " * 20
+    + """</p></dd><dt id="m.x">m.x</dt><dd>Short.</dd></dl><ul>"""
+    + "".join(f"<li><a href='{number}.html'>Chapter number {number}</a></li>" for number in range(30))
+    + "</ul></div><footer>Copyright</footer></body></html>"
+)
+
+
+def test_of_a_page_only_the_main_part_is_read() -> None:
+    text = extract(API.encode(), "text/html")
+    assert text.lstrip().startswith("# Module")
+    assert "Intro." in text
+    assert not any(furniture in text for furniture in ("Site", "menu", "Copyright", "Chapter number"))
+
+
+def test_a_long_definition_of_a_page_is_a_section_named_after_its_term() -> None:
+    chunks = {
+        entry.headings: entry.text for entry in chunk(extract(API.encode(), "text/html"), ChunkingPolicy())
+    }
+    text = chunks["Module", "Functions", "m.copy()"]
+    assert text.startswith("`m.copy(src, dst)`")
+    assert ("Module", "Functions", "m.x") not in chunks
+
+
+def test_a_page_without_a_marked_main_part_loses_only_its_furniture() -> None:
+    page = "<body><header><h1>Titel</h1></header><aside>ad</aside><p>Übersicht</p><footer>end</footer>"
+    text = extract(page.encode(), "text/html")
+    assert "# Titel" in text
+    assert "Übersicht" in text
+    assert "ad" not in text.split()
+    assert "end" not in text
+    assert "Übersicht" in extract(f"<meta charset=iso-8859-1>{page}".encode("latin-1"), "text/html")
+
+
+def test_a_page_of_links_has_no_chunks_and_is_no_error() -> None:
+    links = "".join(f"<li><a href='{number}'>Entry number {number}</a></li>" for number in range(50))
+    text = extract(f"<body><h1>Index</h1><ul>{links}</ul></body>".encode(), "text/html")
+    assert chunk(text, ChunkingPolicy()) == []
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
+        (b"", "text/html"),
         (b"%PDF-1.4 nonsense", "application/pdf"),
         (b"\xff\xfe\x00bad", "text/plain"),
         (b"  \n ", "text/markdown"),

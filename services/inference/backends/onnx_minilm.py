@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -20,17 +22,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(slots=True)
+_CHARACTERS_A_TOKEN = 3.5
+_BATCH_TOKENS = 1024
+"""Padded tokens of one computation: more no longer fits a core's cache and is slower a text."""
+_BULK_TURN = 4
+"""One computation in so many is the oldest text's, whoever asked; the others serve the smallest request."""
+_REACH = 256
+"""Texts looked at for a batch of like lengths."""
+
+
+@dataclass(slots=True, eq=False)
 class _Waiting:
+    """A text, and the other texts of its request that still wait."""
+
     text: str
+    tokens: int
+    request: list[_Waiting]
     done: asyncio.Future[tuple[NDArray[np.float32], int, bool]]
 
 
 class OnnxEmbedder:
     """An encoder whose batches are filled across callers; open it with `async with`.
 
-    One task takes what waits and computes it in a thread of its own; while it computes, the next batch
-    gathers. There is no timer to tune.
+    Each lane is a thread that takes what waits and computes it on one core; while it computes, the next batch
+    gathers. There is no timer to tune. A question is not kept waiting by a pile of documents: the request
+    with the fewest texts goes first, except for every fourth batch, which is the oldest text's.
     """
 
     def __init__(
@@ -47,40 +63,45 @@ class OnnxEmbedder:
         Args:
             files: Gives the paths of model and tokenizer; may raise FailedPreconditionError.
             context_tokens: Longer texts are cut.
-            batch: Texts computed at once.
+            batch: Most texts computed at once.
             queue: Texts that may wait.
-            threads: Threads of one computation.
+            threads: Computations at once, each on one core.
         """
         self._files = files
         self._context_tokens = context_tokens
         self._batch = batch
         self._queue = queue
-        self._threads = threads
         self._waiting: list[_Waiting] = []
-        self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "embed")  # the tokenizer belongs to one thread
-        self._model: tuple[Any, Any] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._turn = 0
+        self._wake = asyncio.Condition()
+        self._threads = ThreadPoolExecutor(threads, "embed")
+        self._lanes = threads
+        self._loading = threading.Lock()
+        self._session: Any = None
+        self._own = threading.local()  # a tokenizer belongs to one thread
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         """Start taking texts."""
-        self._task = asyncio.create_task(self._work(), name="embedder")
+        self._tasks = [
+            asyncio.create_task(self._work(), name=f"embedder-{lane}") for lane in range(self._lanes)
+        ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop; what waits is cancelled."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for entry in self._waiting:
             entry.done.cancel()
-        self._thread.shutdown(wait=True)
+        self._threads.shutdown(wait=True)
 
     async def load(self) -> None:
         """Load the model now rather than with the first text."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._loaded)
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._loaded)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """See Embedder."""
@@ -90,9 +111,12 @@ class OnnxEmbedder:
                 f"{len(self._waiting)} texts wait to be embedded", reason="EMBED_QUEUE_FULL", retry_after_s=1
             )
         loop = asyncio.get_running_loop()
-        entries = [_Waiting(text, loop.create_future()) for text in texts]
+        request: list[_Waiting] = []
+        request += [_Waiting(text, self._tokens(text), request, loop.create_future()) for text in texts]
+        entries = list(request)
         self._waiting += entries
-        self._wake.set()
+        async with self._wake:
+            self._wake.notify(len(entries))
         try:
             results = await asyncio.gather(*(entry.done for entry in entries))
         finally:
@@ -104,67 +128,84 @@ class OnnxEmbedder:
             truncated=[position for position, (_, _, cut) in enumerate(results) if cut],
         )
 
+    def _tokens(self, text: str) -> int:
+        """About how many tokens a text has."""
+        return min(self._context_tokens, int(len(text) / _CHARACTERS_A_TOKEN) + 2)
+
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                batch = self._next_batch()
-                if not batch:
-                    continue
-                try:
-                    results = await loop.run_in_executor(
-                        self._thread, self._compute, [entry.text for entry in batch]
-                    )
-                except Exception as error:  # noqa: BLE001 - each caller gets it
-                    for entry in batch:
-                        if not entry.done.done():
-                            entry.done.set_exception(error)
-                    continue
-                for entry, result in zip(batch, results, strict=True):
+            async with self._wake:
+                await self._wake.wait_for(lambda: self._waiting)
+            batch = self._next_batch()
+            if not batch:
+                continue
+            try:
+                results = await loop.run_in_executor(
+                    self._threads, self._compute, [entry.text for entry in batch]
+                )
+            except Exception as error:  # noqa: BLE001 - each caller gets it
+                for entry in batch:
                     if not entry.done.done():
-                        entry.done.set_result(result)
+                        entry.done.set_exception(error)
+                continue
+            for entry, result in zip(batch, results, strict=True):
+                if not entry.done.done():
+                    entry.done.set_result(result)
 
     def _next_batch(self) -> list[_Waiting]:
-        """Take the oldest text and, from the next few batches' worth, those nearest to it in length.
+        """Take the text whose turn it is and, from those that wait longest, the nearest to it in length.
 
-        Equal lengths waste no padding, and the oldest goes first, so that nobody starves.
+        Equal lengths waste no padding. Whose turn it is: see the class.
         """
-        reach = 8 * self._batch
-        window = [entry for entry in self._waiting[:reach] if not entry.done.done()]
-        rest = self._waiting[reach:]
-        if not window:
-            self._waiting = rest
+        self._waiting = [entry for entry in self._waiting if not entry.done.done()]
+        if not self._waiting:
             return []
-        oldest = window[0]
-        window.sort(key=lambda entry: len(entry.text))
-        place = next(number for number, entry in enumerate(window) if entry is oldest)
-        start = max(0, min(place - self._batch // 2, len(window) - self._batch))
-        batch = window[start : start + self._batch]
-        taken = {id(entry) for entry in batch}
-        kept = [entry for entry in self._waiting[:reach] if id(entry) not in taken]
-        self._waiting = [entry for entry in kept if not entry.done.done()] + rest
+        self._turn += 1
+        first = self._waiting[0]
+        if self._turn % _BULK_TURN:
+            first = min(self._waiting, key=lambda entry: len(entry.request))
+        window = sorted({*self._waiting[:_REACH], *first.request}, key=lambda entry: entry.tokens)
+        low = high = window.index(first)
+        while high - low + 1 < min(self._batch, len(window)):
+            # Grow to the side where the next length is nearer.
+            below = first.tokens - window[low - 1].tokens if low else math.inf
+            above = window[high + 1].tokens - first.tokens if high + 1 < len(window) else math.inf
+            longest = window[high + (above < below)].tokens
+            if longest * (high - low + 2) > _BATCH_TOKENS:
+                break
+            low, high = (low, high + 1) if above < below else (low - 1, high)
+        batch = window[low : high + 1]
+        for entry in batch:
+            entry.request.remove(entry)
+        taken = set(batch)
+        self._waiting = [entry for entry in self._waiting if entry not in taken]
         return batch
 
     def _loaded(self) -> tuple[Any, Any]:
-        if self._model is None:
-            import onnxruntime  # noqa: PLC0415 - heavy, and only needed once there is a text
-            from tokenizers import Tokenizer  # noqa: PLC0415 - the same
+        """The session, shared, and this thread's tokenizer."""
+        with self._loading:
+            if self._session is None:
+                self._session = self._load_session()
+        tokenizer = getattr(self._own, "tokenizer", None)
+        if tokenizer is None:
+            from tokenizers import Tokenizer  # noqa: PLC0415 - heavy, and only needed once there is a text
 
-            model, tokens = self._files()
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self._threads
-            options.inter_op_num_threads = 1
-            # Idle threads that spin steal the cores from the other services.
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-            tokenizer = Tokenizer.from_file(str(tokens))
+            _, tokens = self._files()
+            tokenizer = self._own.tokenizer = Tokenizer.from_file(str(tokens))
             tokenizer.no_padding()
             # One more than fits: a text of exactly the context is told from a longer one.
             tokenizer.enable_truncation(self._context_tokens + 1)
-            self._model = (session, tokenizer)
-        return self._model
+        return self._session, tokenizer
+
+    def _load_session(self) -> Any:
+        import onnxruntime  # noqa: PLC0415 - heavy, and only needed once there is a text
+
+        model, _ = self._files()
+        options = onnxruntime.SessionOptions()
+        # A computation on one core needs no waiting for another; lanes fill the cores.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
     def _compute(self, texts: list[str]) -> list[tuple[NDArray[np.float32], int, bool]]:
         session, tokenizer = self._loaded()
