@@ -21,7 +21,7 @@ from opentelemetry import propagate
 from opentelemetry.trace import SpanKind, StatusCode
 
 from plexus.client.propagation import call_context
-from services.runtime import access, status
+from services.runtime import access, retry_budget, status
 from services.runtime.decoding import decoded, decoding, each_decoded
 from services.runtime.errors import DeadlineExceededError, PlexusError, ResourceExhaustedError
 from services.runtime.request import Request, Rest
@@ -133,6 +133,7 @@ class _Call:
         if remaining is not None:
             request.deadline = self._started + remaining
         call_context.set(request)
+        pipeline.retries.arrived(retry=retry_budget.ATTEMPTS_KEY in headers)
         if method.bounded:
             pipeline.admission.enter()
             self._entered = True
@@ -165,6 +166,8 @@ class _Call:
             self._trailers += ((HTTP_STATUS_KEY, str(status.HTTP_STATUS[error.reason])),)
         if error.retry_after_s is not None:  # the edge passes it on as the HTTP header of that name
             self._trailers += (("retry-after", str(math.ceil(error.retry_after_s))),)
+        if self._code in retry_budget.RETRYABLE and not self._method.pipeline.retries.allows():
+            self._trailers += (retry_budget.STOP,)
         self._message = error.message
         self._context.set_trailing_metadata(self._trailers)
         return answer
@@ -258,6 +261,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self.authorizer = authorizer
         self.tracer = tracer
         self.trusted_peer = trusted_peer
+        self.retries = retry_budget.RetryBudget()
         self.default_deadline_s = config.default_deadline_s
         self.max_message_bytes = config.max_message_bytes
         self._handlers: dict[str, Any] = {}
