@@ -1,7 +1,7 @@
 """The bound on retries that a server keeps, since gRPC clients under xDS have none.
 
 A failed call is answered with "do not try again" once the retries that the server let happen exceed their
-share of the first attempts. When everything fails, callers then send a little more than before and not a multiple.
+share of the first attempts. When everything fails, callers then send little more than before, not a multiple.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ def test_the_test_policy_uses_every_key_of_the_schema() -> None:
             "service: v\nlb: {policy: random}",
             "v.yaml:2: lb.policy: Input should be 'round_robin' or 'ring_hash'",
         ),
+        ("service: v\nretry:\n  backoff: {base: 1ms}", "v.yaml:3: retry.backoff: base is shorter than 5ms"),
         ("service: v\nfault: {}", "v.yaml:2: fault: needs delay, abort or both"),
         ("service: v\nfault:\n  delay: {percent: 3}", "v.yaml:3: fault.delay.duration: Field required"),
         ("service: v\nsubsets:\n  a: {version: '1'}", "v.yaml:2: subsets: no subset has a weight"),

@@ -205,3 +205,15 @@ def test_a_body_is_encoded_as_the_responses_element() -> None:
     body = Body.of(ENDPOINT, xds_pb2.ClusterLoadAssignment(cluster_name="x"))
     response = xds_pb2.DiscoveryResponse.FromString(body.frame * 2)
     assert list(response.resources) == [body.any, body.any]
+
+
+def test_clients_on_c_core_get_deadlines_that_allow_for_their_two_clocks() -> None:
+    made = build([], policy("timeout: 1s"))[ROUTE, "vectors-route"]
+
+    def timeout_ms(*, core: bool) -> int:
+        value = made.seen_from(core=core).any.value
+        (host,) = xds_pb2.RouteConfiguration.FromString(value).virtual_hosts
+        return host.routes[0].route.max_stream_duration.max_stream_duration.ToMilliseconds()
+
+    assert (timeout_ms(core=False), timeout_ms(core=True)) == (1000, 3000)
+    assert build([], DEFAULT)[ROUTE, "vectors-route"].for_core is None

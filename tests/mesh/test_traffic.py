@@ -59,7 +59,7 @@ async def test_equal_headers_meet_one_instance_and_different_ones_all(traffic: T
     await traffic.start("a", "b", "c")
     traffic.policy("lb: {policy: ring_hash, header: x-user}")
     client = await traffic.client()
-    met = set()
+    met: set[str] = set()
     for user in range(30):
         answers = await client.calls(4, headers={"x-user": f"user {user}"})
         assert len(answers.seen) == 1, answers.seen
@@ -75,14 +75,15 @@ async def test_a_timeout_ends_calls_and_a_shorter_deadline_counts(traffic: Traff
     server.delay_s = 30
     answers = await client.calls(1, timeout=60)
     assert set(answers.seen) == {"DEADLINE_EXCEEDED: Deadline Exceeded"}
-    assert answers.seconds < 20
+    # C-core's clock of calls is behind its timers; without the control plane's allowance this ends at once.
+    assert 0.9 < answers.seconds < 20
     answers = await client.calls(1, timeout=0.2)
     assert answers.failed() == 1
 
 
 async def test_calls_are_tried_as_often_as_the_policy_says_and_only_for_its_codes(traffic: Traffic) -> None:
     (server,) = await traffic.start("a")
-    traffic.policy("retry: {attempts: 4, backoff: {base: 1ms, max: 2ms}, budget: {percent: 100}}")
+    traffic.policy("retry: {attempts: 4, backoff: {base: 5ms, max: 10ms}, budget: {percent: 100}}")
     client = await traffic.client()
     await client.until(lambda answers: answers.share("a") == 1)
     server.pipeline.retries.percent = 1000
@@ -109,7 +110,7 @@ async def test_calls_are_tried_as_often_as_the_policy_says_and_only_for_its_code
 
 async def test_when_everything_fails_retries_stay_within_the_budget(traffic: Traffic) -> None:
     (server,) = await traffic.start("a")
-    traffic.policy("retry: {attempts: 5, backoff: {base: 1ms, max: 2ms}}\noutlier_detection: null")
+    traffic.policy("retry: {attempts: 5, backoff: {base: 5ms, max: 10ms}}\noutlier_detection: null")
     client = await traffic.client()
     await client.until(lambda answers: answers.share("a") == 1)
     server.pipeline.retries.percent, server.pipeline.retries.min_per_second = 20, 0

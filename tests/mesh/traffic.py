@@ -205,8 +205,8 @@ class Traffic:
         identity = LocalCertificateSource(self.state, "cli", 3600).ensure()
         folder = self.folder / f"client-{zone}"
         folder.mkdir()
-        for file in (identity.cert_path, identity.key_path, identity.ca_path):
-            (folder / file.name).write_bytes(file.read_bytes())
+        for path in (identity.cert_path, identity.key_path, identity.ca_path):
+            (folder / path.name).write_bytes(path.read_bytes())
         bootstrap = write_bootstrap(folder, f"localhost:{self.port}", f"client-{zone}", zone)
         errors = folder / "errors.log"
         with errors.open("w") as file:

@@ -24,6 +24,7 @@ WHOLE = frozenset({LISTENER, CLUSTER})
 """Types whose response is always the complete set of what is subscribed; a missing one counts as deleted."""
 MAX_NAMES = 20_000
 """Resources of one type that a client may ask for; the rest is ignored."""
+_CORE = "gRPC C-core"
 _MAX_PENDING = 16
 """Unanswered responses of a type that are remembered; a client that answers none of them is beyond help."""
 
@@ -95,6 +96,7 @@ class Client:
         self.node = ""
         self.zone = ""
         self.library = ""
+        self.core = False
         self.connected = time.time()
         self.wake = asyncio.Event()
 
@@ -104,6 +106,7 @@ class Client:
             self.node = request.node.id
             self.zone = request.node.locality.zone
             self.library = request.node.user_agent_name
+            self.core = self.library.startswith(_CORE)
         url = request.type_url
         if url not in PUSH_ORDER:
             return
@@ -190,7 +193,7 @@ class Client:
         else:
             names = subscription.names if asked and first else dirty
         forms = {
-            name: resource.seen_from(self.zone)
+            name: resource.seen_from(self.zone, core=self.core)
             for name in sorted(names)
             if (resource := self._hub.get(url, name)) is not None
         }

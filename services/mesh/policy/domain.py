@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 512 * 1024
 """Longest text of a policy; Consul's KV takes no longer value."""
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_MIN_BACKOFF = timedelta(milliseconds=5)
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -88,7 +89,7 @@ class BackOff(_Model):
     """Pause between attempts; doubled each time, with jitter."""
 
     base: Span = timedelta(milliseconds=25)
-    """First pause."""
+    """First pause, at least 5ms: of one that rounds to nothing C-core does not wake up."""
     max: Span = timedelta(milliseconds=250)
     """Longest pause."""
 
@@ -96,6 +97,8 @@ class BackOff(_Model):
     def _order(self) -> BackOff:
         if self.max < self.base:
             raise ValueError("max is shorter than base")
+        if self.base < _MIN_BACKOFF:
+            raise ValueError("base is shorter than 5ms")
         return self
 
 

@@ -45,7 +45,7 @@ def build(service: str, instances: Iterable[Instance], policy: Policy, identity:
     alive = {name for name, members in subsets.items() if members}
     resources = {
         (LISTENER, service): Resource(Body.of(LISTENER, listener(service, policy))),
-        (ROUTE, route_name(service)): Resource(Body.of(ROUTE, routes(service, policy, alive))),
+        (ROUTE, route_name(service)): routes(service, policy, alive),
     }
     # The whole service stays a cluster beside its subsets: the edge and old routes of clients name it.
     named = {service: serving} | {subset_cluster(service, name): members for name, members in subsets.items()}

@@ -56,18 +56,27 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A resource: the same for all clients, or another for those of some zones.
+    """A resource: the same for all clients, or another for some.
 
     Attributes:
         body: What clients get.
         by_zone: What clients of these zones get instead.
+        for_core: What clients on gRPC's C-core get instead.
     """
 
     body: Body
     by_zone: Mapping[str, Body] = field(default_factory=dict)
+    for_core: Body | None = None
 
-    def seen_from(self, zone: str) -> Body:
-        """The form for a client's zone."""
+    def seen_from(self, zone: str = "", *, core: bool = False) -> Body:
+        """The form for a client.
+
+        Args:
+            zone: Where it runs.
+            core: Whether it runs on gRPC's C-core, as Python, C++, Ruby and PHP do.
+        """
+        if core and self.for_core is not None:
+            return self.for_core
         return self.by_zone.get(zone, self.body)
 
     def same_as(self, other: Resource | None) -> bool:
@@ -75,9 +84,14 @@ class Resource:
         return (
             other is not None
             and self.body.frame == other.body.frame
+            and _frame(self.for_core) == _frame(other.for_core)
             and self.by_zone.keys() == other.by_zone.keys()
             and all(body.frame == other.by_zone[zone].frame for zone, body in self.by_zone.items())
         )
+
+
+def _frame(body: Body | None) -> bytes:
+    return b"" if body is None else body.frame
 
 
 def pack(type_url: str, message: Message) -> any_pb2.Any:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from plexus.xds.v1 import xds_pb2
 from services.mesh.xds.listeners import FAULT_FILTER, fault_config
-from services.mesh.xds.resources import duration, number, route_name, subset_cluster
+from services.mesh.xds.resources import ROUTE, Body, Resource, duration, number, route_name, subset_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
-    from datetime import timedelta
 
     from services.mesh.policy.domain import Fault, HeaderMatch, Match, Policy, Retry
 
 
-def routes(service: str, policy: Policy, alive: AbstractSet[str]) -> xds_pb2.RouteConfiguration:
+CORE_SKEW = timedelta(seconds=2)
+"""C-core (1.85) takes the start of a call from another clock than its timers, one to two seconds behind them,
+and so ends calls that much too early, or at once; with this added they end up to a second late."""
+
+
+def routes(service: str, policy: Policy, alive: AbstractSet[str]) -> Resource:
     """The route configuration of a service.
 
     Args:
@@ -24,13 +29,26 @@ def routes(service: str, policy: Policy, alive: AbstractSet[str]) -> xds_pb2.Rou
         policy: Its policy.
         alive: Subsets that have an instance to serve; the others get no share while any of them is alive.
     """
+    timed = policy.timeout is not None or any(route.timeout for route in policy.routes)
+    return Resource(
+        Body.of(ROUTE, _configuration(service, policy, alive, timedelta())),
+        for_core=Body.of(ROUTE, _configuration(service, policy, alive, CORE_SKEW)) if timed else None,
+    )
+
+
+def _configuration(
+    service: str, policy: Policy, alive: AbstractSet[str], skew: timedelta
+) -> xds_pb2.RouteConfiguration:
+    def late(timeout: timedelta | None) -> timedelta | None:
+        return None if timeout is None else timeout + skew
+
     defaults = {name: subset.weight for name, subset in policy.subsets.items()}
     made = [
         _route(
             policy,
             _match(entry.match),
             weights=_living(defaults if entry.subsets is None else entry.subsets, alive),
-            timeout=entry.timeout or policy.timeout,
+            timeout=late(entry.timeout or policy.timeout),
             retry=entry.retry or policy.retry,
             fault=entry.fault or policy.fault,
         )
@@ -41,7 +59,7 @@ def routes(service: str, policy: Policy, alive: AbstractSet[str]) -> xds_pb2.Rou
             policy,
             xds_pb2.RouteMatch(prefix=""),
             weights=_living(defaults, alive),
-            timeout=policy.timeout,
+            timeout=late(policy.timeout),
             retry=policy.retry,
             fault=policy.fault,
         )
