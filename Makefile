@@ -10,7 +10,7 @@ RUN := $(UV) run --frozen
 BENCHES := $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help sync demo up test check fmt protos bench clean
+.PHONY: help sync demo up servers test check fmt protos bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,7 +32,10 @@ demo: sync ## start everything, ingest examples/handbook, ask three questions, s
 up: sync ## start everything and stay in the foreground
 	@$(RUN) plexus up
 
-test: sync ## all tests
+servers: sync ## build the servers that tests run (Consul), once a machine
+	@$(RUN) python -m tests.servers
+
+test: servers ## all tests
 	@$(RUN) pytest -n 2 --dist loadfile
 
 check: sync ## what CI checks: format, lint, types, boundaries, protos

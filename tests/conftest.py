@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,10 +14,30 @@ from services.runtime.access import AllowAll, Authorizer
 from services.runtime.config import ServerConfig
 from services.runtime.pipeline import Pipeline
 from services.runtime.service import message_limits
+from tests.servers.programs import PROGRAMS, UnavailableServerError, require
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the servers that the chosen tests run: a build takes minutes, which no test's timeout allows."""
+    wanted = {
+        name for item in session.items if isinstance(item, pytest.Function) for name in item.fixturenames
+    }
+    for program in PROGRAMS.values():
+        if f"{program.name}_program" in wanted and not session.config.option.collectonly:
+            # Left to the fixture, which skips or fails with the reason.
+            with contextlib.suppress(UnavailableServerError):
+                program.provide()
+
+
+@pytest.fixture(scope="session")
+def consul_program() -> Path:
+    """The `consul` binary."""
+    return require(PROGRAMS["consul"])
 
 
 class Serve(Protocol):
