@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 
+from services.mesh.consul.config import ConsulConfig
 from services.runtime import config
 
 _RUNTIME_SECTIONS: dict[str, type[config.Section]] = {
     "server": config.ServerConfig,
     "mesh": config.MeshConfig,
+    "consul": ConsulConfig,
     "telemetry": config.TelemetryConfig,
 }
 

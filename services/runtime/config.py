@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SECTIONS = (
     "server",
     "mesh",
+    "consul",
     "telemetry",
     "gateway",
     "vectors",
