@@ -72,7 +72,8 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     )
     # Without this a second control plane on the port would take every other connection, unnoticed.
     alone = [("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(interceptors=[Pipeline(NAME, server_config, authorizer)], options=alone)
+    limits = server_config.model_copy(update={"max_concurrent_calls": mesh_config.max_streams})
+    server = grpc.aio.server(interceptors=[Pipeline(NAME, limits, authorizer)], options=alone)
     hub = Hub()
     plane = Plane(hub)
     policies = FolderPolicyStore(mesh_config.policies or project_file("consul/policies"), folder / "policies")

@@ -73,6 +73,8 @@ class MeshConfig(Section):
     writes goes into the state folder and comes first."""
     zone: str = "local"
     """Failure domain that this process runs in."""
+    max_streams: int = 20_000
+    """Calls that the control plane handles at once; every client of the mesh holds a stream."""
 
 
 class TelemetryConfig(Section):

@@ -82,6 +82,10 @@ class Hub:
         self._resources.pop(key, None)
         self._names[key[0]].discard(key[1])
 
+    def followers(self, url: str, name: str) -> frozenset[Client]:
+        """Who is told of each change of a resource."""
+        return frozenset(self._followers.get((url, name), ()))
+
     def follow(self, client: Client, url: str, name: str) -> None:
         """Tell a client of each change of a resource."""
         self._followers.setdefault((url, name), set()).add(client)
