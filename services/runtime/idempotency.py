@@ -7,12 +7,15 @@ import hashlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from services.runtime.errors import InvalidArgumentError
+from services.runtime.request import current
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from google.protobuf.descriptor import Descriptor
 
 ResultT = TypeVar("ResultT")
 
@@ -21,6 +24,24 @@ WINDOW_S = 600.0
 MAX_ANSWERS = 10_000
 """How many answers are remembered."""
 MAX_ID_LENGTH = 128
+
+
+_Key = tuple[str, str, str]
+
+
+class Retriable(Protocol):
+    """A request message with the field that google.aip.dev/155 asks for."""
+
+    DESCRIPTOR: Descriptor
+
+    @property
+    def request_id(self) -> str:
+        """The caller's name for this very request; empty if it will not repeat it."""
+        ...
+
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:  # noqa: N802 - protobuf's name
+        """The message's bytes."""
+        ...
 
 
 @dataclass(slots=True)
@@ -36,28 +57,27 @@ class Answers:
     def __init__(self, window_s: float = WINDOW_S, max_answers: int = MAX_ANSWERS) -> None:
         self._window_s = window_s
         self._max_answers = max_answers
-        self._answers: OrderedDict[tuple[str, str], _Answer] = OrderedDict()
+        self._answers: OrderedDict[_Key, _Answer] = OrderedDict()
 
-    async def once(
-        self, method: str, request_id: str, content: bytes, work: Callable[[], Awaitable[ResultT]]
-    ) -> ResultT:
+    async def once(self, request: Retriable, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Do the work, or give the answer of the first request with this id, waiting for it if it still runs.
 
         Args:
-            method: Name of the RPC.
-            request_id: The caller's; empty does the work without remembering.
-            content: The serialized request.
-            work: What the request asks for.
+            request: What is asked for; without a request_id nothing is remembered. Ids of different callers
+                and of different methods have nothing to do with each other.
+            work: Does it.
 
         Raises:
             InvalidArgumentError: The id is too long or was used with another content.
         """
-        if not request_id:
+        if not request.request_id:
             return await work()
-        if len(request_id) > MAX_ID_LENGTH:
+        if len(request.request_id) > MAX_ID_LENGTH:
             raise InvalidArgumentError(f"at most {MAX_ID_LENGTH} characters", field="request_id")
         self._forget_old()
-        key, digest = (method, request_id), hashlib.sha256(content).digest()
+        caller = current().consumer or current().peer
+        key = (caller, request.DESCRIPTOR.full_name, request.request_id)
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         known = self._answers.get(key)
         if known is None:
             known = _Answer(digest, asyncio.ensure_future(work()), time.monotonic())
@@ -71,7 +91,7 @@ class Answers:
         result: ResultT = await asyncio.shield(known.future)
         return result
 
-    def _forget_failure(self, key: tuple[str, str], future: asyncio.Future[Any]) -> None:
+    def _forget_failure(self, key: _Key, future: asyncio.Future[Any]) -> None:
         if future.cancelled() or future.exception() is not None:
             self._answers.pop(key, None)
 

@@ -52,12 +52,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def IndexDocuments(
         self, request: pb.IndexDocumentsRequest, context: Any
     ) -> pb.IndexDocumentsResponse:
-        result = await self._answers.once(
-            "IndexDocuments",
-            request.request_id,
-            request.SerializeToString(deterministic=True) if request.request_id else b"",
-            lambda: self._add(request.index, request.documents),
-        )
+        result = await self._answers.once(request, lambda: self._add(request.index, request.documents))
         return pb.IndexDocumentsResponse(indexed_count=result.indexed_count, errors=convert.errors_to(result))
 
     async def StreamIndexDocuments(
@@ -82,12 +77,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def DeleteDocuments(
         self, request: pb.DeleteDocumentsRequest, context: Any
     ) -> pb.DeleteDocumentsResponse:
-        count = await self._answers.once(
-            "DeleteDocuments",
-            request.request_id,
-            request.SerializeToString(deterministic=True) if request.request_id else b"",
-            lambda: self._delete(request),
-        )
+        count = await self._answers.once(request, lambda: self._delete(request))
         return pb.DeleteDocumentsResponse(deleted_count=count)
 
     async def Search(self, request: pb.SearchRequest, context: Any) -> pb.SearchResponse:

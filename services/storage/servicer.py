@@ -8,6 +8,7 @@ from google.api import httpbody_pb2
 
 from plexus.storage.v1 import storage_pb2, storage_pb2_grpc
 from services.runtime.errors import InvalidArgumentError, OutOfRangeError
+from services.runtime.idempotency import Answers
 from services.runtime.paging import decode_token, encode_token, page_size
 from services.runtime.request import current
 from services.storage import convert
@@ -27,11 +28,13 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        self._answers = Answers()
 
     async def CreateBucket(
         self, request: storage_pb2.CreateBucketRequest, context: Any
     ) -> storage_pb2.Bucket:
-        return convert.bucket_to(await self._store.create_bucket(request.bucket))
+        made = await self._answers.once(request, lambda: self._store.create_bucket(request.bucket))
+        return convert.bucket_to(made)
 
     async def GetBucket(self, request: storage_pb2.GetBucketRequest, context: Any) -> storage_pb2.Bucket:
         return convert.bucket_to(await self._store.get_bucket(request.bucket))

@@ -56,12 +56,7 @@ class VectorsServicer(vectors_pb2_grpc.VectorsServiceServicer):
         return pb.DeleteCollectionResponse()
 
     async def UpsertPoints(self, request: pb.UpsertPointsRequest, context: Any) -> pb.UpsertPointsResponse:
-        count = await self._answers.once(
-            "UpsertPoints",
-            request.request_id,
-            request.SerializeToString(deterministic=True) if request.request_id else b"",
-            lambda: self._upsert(request.collection, request.points),
-        )
+        count = await self._answers.once(request, lambda: self._upsert(request.collection, request.points))
         return pb.UpsertPointsResponse(upserted_count=count)
 
     async def StreamUpsertPoints(
@@ -114,12 +109,7 @@ class VectorsServicer(vectors_pb2_grpc.VectorsServiceServicer):
         )
 
     async def DeletePoints(self, request: pb.DeletePointsRequest, context: Any) -> pb.DeletePointsResponse:
-        count = await self._answers.once(
-            "DeletePoints",
-            request.request_id,
-            request.SerializeToString(deterministic=True) if request.request_id else b"",
-            lambda: self._delete(request),
-        )
+        count = await self._answers.once(request, lambda: self._delete(request))
         return pb.DeletePointsResponse(deleted_count=count)
 
     async def CountPoints(self, request: pb.CountPointsRequest, context: Any) -> pb.CountPointsResponse:

@@ -78,3 +78,21 @@ async def test_an_upload_without_any_message_is_refused(storage: storage_pb2_grp
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await storage.PutObject(iter(()))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_repeated_creation_answers_as_the_first_did(
+    storage: storage_pb2_grpc.StorageServiceStub,
+) -> None:
+    request = storage_pb2.CreateBucketRequest(bucket="once", request_id="r-1")
+    first = await storage.CreateBucket(request)
+    assert await storage.CreateBucket(request) == first
+    for other in (
+        storage_pb2.CreateBucketRequest(bucket="other", request_id="r-1"),
+        storage_pb2.CreateBucketRequest(bucket="other", request_id="r" * 129),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await storage.CreateBucket(other)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await storage.CreateBucket(storage_pb2.CreateBucketRequest(bucket="once", request_id="r-2"))
+    assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from plexus.options.v1 import options_pb2 as plexus_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fplexus/storage/v1/storage.proto\x12\x11plexus.storage.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fplexus/options/v1/options.proto\"G\n\x06\x42ucket\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x02\n\x06Object\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\x12\x39\n\x08metadata\x18\x05 \x03(\x0b\x32\'.plexus.storage.v1.Object.MetadataEntry\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x13\x43reateBucketRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\"\"\n\x10GetBucketRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\";\n\x12ListBucketsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x13ListBucketsResponse\x12*\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x19.plexus.storage.v1.Bucket\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x13\x44\x65leteBucketRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x16\n\x14\x44\x65leteBucketResponse\"\xfe\x01\n\x10PutObjectRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x04\x62ody\x18\x03 \x01(\x0b\x32\x14.google.api.HttpBody\x12\x43\n\x08metadata\x18\x04 \x03(\x0b\x32\x31.plexus.storage.v1.PutObjectRequest.MetadataEntry\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x10\n\x08if_match\x18\x06 \x01(\t\x12\x11\n\tif_absent\x18\x07 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x10GetObjectRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06length\x18\x04 \x01(\x03\"0\n\x11HeadObjectRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"n\n\x12ListObjectsRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x11\n\tdelimiter\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"l\n\x13ListObjectsResponse\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.plexus.storage.v1.Object\x12\x10\n\x08prefixes\x18\x02 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"2\n\x13\x44\x65leteObjectRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteObjectResponse\"4\n\x14\x44\x65leteObjectsRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\"(\n\x15\x44\x65leteObjectsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\x32\xac\x0c\n\x0eStorageService\x12~\n\x0c\x43reateBucket\x12&.plexus.storage.v1.CreateBucketRequest\x1a\x19.plexus.storage.v1.Bucket\"+\xaa\xed\x18\x11\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/buckets:\x01*\x12\x87\x01\n\tGetBucket\x12#.plexus.storage.v1.GetBucketRequest\x1a\x19.plexus.storage.v1.Bucket\":\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/buckets/{bucket}\x12\x8f\x01\n\x0bListBuckets\x12%.plexus.storage.v1.ListBucketsRequest\x1a&.plexus.storage.v1.ListBucketsResponse\"1\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/buckets\x12\x89\x01\n\x0c\x44\x65leteBucket\x12&.plexus.storage.v1.DeleteBucketRequest\x1a\'.plexus.storage.v1.DeleteBucketResponse\"(\xaa\xed\x18\x08\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x16*\x14/v1/buckets/{bucket}\x12\x97\x01\n\tPutObject\x12#.plexus.storage.v1.PutObjectRequest\x1a\x19.plexus.storage.v1.Object\"H\xaa\xed\x18\x11\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02-\x1a%/v1/buckets/{bucket}/objects/{key=**}:\x04\x62ody(\x01\x12\xc6\x01\n\tGetObject\x12#.plexus.storage.v1.GetObjectRequest\x1a\x14.google.api.HttpBody\"|\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02X\x12%/v1/buckets/{bucket}/objects/{key=**}Z/B-\n\x04HEAD\x12%/v1/buckets/{bucket}/objects/{key=**}0\x01\x12\x9b\x01\n\nHeadObject\x12$.plexus.storage.v1.HeadObjectRequest\x1a\x19.plexus.storage.v1.Object\"L\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02(\x12&/v1/buckets/{bucket}/metadata/{key=**}\x12\xa0\x01\n\x0bListObjects\x12%.plexus.storage.v1.ListObjectsRequest\x1a&.plexus.storage.v1.ListObjectsResponse\"B\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/buckets/{bucket}/objects\x12\xa3\x01\n\x0c\x44\x65leteObject\x12&.plexus.storage.v1.DeleteObjectRequest\x1a\'.plexus.storage.v1.DeleteObjectResponse\"B\xaa\xed\x18\x11\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\'*%/v1/buckets/{bucket}/objects/{key=**}\x12\xa7\x01\n\rDeleteObjects\x12\'.plexus.storage.v1.DeleteObjectsRequest\x1a(.plexus.storage.v1.DeleteObjectsResponse\"C\xaa\xed\x18\x11\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02(\"#/v1/buckets/{bucket}/objects:delete:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fplexus/storage/v1/storage.proto\x12\x11plexus.storage.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fplexus/options/v1/options.proto\"G\n\x06\x42ucket\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x02\n\x06Object\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\x12\x39\n\x08metadata\x18\x05 \x03(\x0b\x32\'.plexus.storage.v1.Object.MetadataEntry\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x13\x43reateBucketRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\"\n\x10GetBucketRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\";\n\x12ListBucketsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x13ListBucketsResponse\x12*\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x19.plexus.storage.v1.Bucket\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x13\x44\x65leteBucketRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x16\n\x14\x44\x65leteBucketResponse\"\xfe\x01\n\x10PutObjectRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x04\x62ody\x18\x03 \x01(\x0b\x32\x14.google.api.HttpBody\x12\x43\n\x08metadata\x18\x04 \x03(\x0b\x32\x31.plexus.storage.v1.PutObjectRequest.MetadataEntry\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x10\n\x08if_match\x18\x06 \x01(\t\x12\x11\n\tif_absent\x18\x07 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x10GetObjectRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06length\x18\x04 \x01(\x03\"0\n\x11HeadObjectRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"n\n\x12ListObjectsRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x11\n\tdelimiter\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"l\n\x13ListObjectsResponse\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.plexus.storage.v1.Object\x12\x10\n\x08prefixes\x18\x02 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"2\n\x13\x44\x65leteObjectRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteObjectResponse\"4\n\x14\x44\x65leteObjectsRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\"(\n\x15\x44\x65leteObjectsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\x32\xac\x0c\n\x0eStorageService\x12~\n\x0c\x43reateBucket\x12&.plexus.storage.v1.CreateBucketRequest\x1a\x19.plexus.storage.v1.Bucket\"+\xaa\xed\x18\x11\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/buckets:\x01*\x12\x87\x01\n\tGetBucket\x12#.plexus.storage.v1.GetBucketRequest\x1a\x19.plexus.storage.v1.Bucket\":\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/buckets/{bucket}\x12\x8f\x01\n\x0bListBuckets\x12%.plexus.storage.v1.ListBucketsRequest\x1a&.plexus.storage.v1.ListBucketsResponse\"1\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/buckets\x12\x89\x01\n\x0c\x44\x65leteBucket\x12&.plexus.storage.v1.DeleteBucketRequest\x1a\'.plexus.storage.v1.DeleteBucketResponse\"(\xaa\xed\x18\x08\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x16*\x14/v1/buckets/{bucket}\x12\x97\x01\n\tPutObject\x12#.plexus.storage.v1.PutObjectRequest\x1a\x19.plexus.storage.v1.Object\"H\xaa\xed\x18\x11\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02-\x1a%/v1/buckets/{bucket}/objects/{key=**}:\x04\x62ody(\x01\x12\xc6\x01\n\tGetObject\x12#.plexus.storage.v1.GetObjectRequest\x1a\x14.google.api.HttpBody\"|\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02X\x12%/v1/buckets/{bucket}/objects/{key=**}Z/B-\n\x04HEAD\x12%/v1/buckets/{bucket}/objects/{key=**}0\x01\x12\x9b\x01\n\nHeadObject\x12$.plexus.storage.v1.HeadObjectRequest\x1a\x19.plexus.storage.v1.Object\"L\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02(\x12&/v1/buckets/{bucket}/metadata/{key=**}\x12\xa0\x01\n\x0bListObjects\x12%.plexus.storage.v1.ListObjectsRequest\x1a&.plexus.storage.v1.ListObjectsResponse\"B\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/buckets/{bucket}/objects\x12\xa3\x01\n\x0c\x44\x65leteObject\x12&.plexus.storage.v1.DeleteObjectRequest\x1a\'.plexus.storage.v1.DeleteObjectResponse\"B\xaa\xed\x18\x11\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\'*%/v1/buckets/{bucket}/objects/{key=**}\x12\xa7\x01\n\rDeleteObjects\x12\'.plexus.storage.v1.DeleteObjectsRequest\x1a(.plexus.storage.v1.DeleteObjectsResponse\"C\xaa\xed\x18\x11\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02(\"#/v1/buckets/{bucket}/objects:delete:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -66,37 +66,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OBJECT_METADATAENTRY']._serialized_start=464
   _globals['_OBJECT_METADATAENTRY']._serialized_end=511
   _globals['_CREATEBUCKETREQUEST']._serialized_start=513
-  _globals['_CREATEBUCKETREQUEST']._serialized_end=550
-  _globals['_GETBUCKETREQUEST']._serialized_start=552
-  _globals['_GETBUCKETREQUEST']._serialized_end=586
-  _globals['_LISTBUCKETSREQUEST']._serialized_start=588
-  _globals['_LISTBUCKETSREQUEST']._serialized_end=647
-  _globals['_LISTBUCKETSRESPONSE']._serialized_start=649
-  _globals['_LISTBUCKETSRESPONSE']._serialized_end=739
-  _globals['_DELETEBUCKETREQUEST']._serialized_start=741
-  _globals['_DELETEBUCKETREQUEST']._serialized_end=793
-  _globals['_DELETEBUCKETRESPONSE']._serialized_start=795
-  _globals['_DELETEBUCKETRESPONSE']._serialized_end=817
-  _globals['_PUTOBJECTREQUEST']._serialized_start=820
-  _globals['_PUTOBJECTREQUEST']._serialized_end=1074
+  _globals['_CREATEBUCKETREQUEST']._serialized_end=570
+  _globals['_GETBUCKETREQUEST']._serialized_start=572
+  _globals['_GETBUCKETREQUEST']._serialized_end=606
+  _globals['_LISTBUCKETSREQUEST']._serialized_start=608
+  _globals['_LISTBUCKETSREQUEST']._serialized_end=667
+  _globals['_LISTBUCKETSRESPONSE']._serialized_start=669
+  _globals['_LISTBUCKETSRESPONSE']._serialized_end=759
+  _globals['_DELETEBUCKETREQUEST']._serialized_start=761
+  _globals['_DELETEBUCKETREQUEST']._serialized_end=813
+  _globals['_DELETEBUCKETRESPONSE']._serialized_start=815
+  _globals['_DELETEBUCKETRESPONSE']._serialized_end=837
+  _globals['_PUTOBJECTREQUEST']._serialized_start=840
+  _globals['_PUTOBJECTREQUEST']._serialized_end=1094
   _globals['_PUTOBJECTREQUEST_METADATAENTRY']._serialized_start=464
   _globals['_PUTOBJECTREQUEST_METADATAENTRY']._serialized_end=511
-  _globals['_GETOBJECTREQUEST']._serialized_start=1076
-  _globals['_GETOBJECTREQUEST']._serialized_end=1155
-  _globals['_HEADOBJECTREQUEST']._serialized_start=1157
-  _globals['_HEADOBJECTREQUEST']._serialized_end=1205
-  _globals['_LISTOBJECTSREQUEST']._serialized_start=1207
-  _globals['_LISTOBJECTSREQUEST']._serialized_end=1317
-  _globals['_LISTOBJECTSRESPONSE']._serialized_start=1319
-  _globals['_LISTOBJECTSRESPONSE']._serialized_end=1427
-  _globals['_DELETEOBJECTREQUEST']._serialized_start=1429
-  _globals['_DELETEOBJECTREQUEST']._serialized_end=1479
-  _globals['_DELETEOBJECTRESPONSE']._serialized_start=1481
-  _globals['_DELETEOBJECTRESPONSE']._serialized_end=1503
-  _globals['_DELETEOBJECTSREQUEST']._serialized_start=1505
-  _globals['_DELETEOBJECTSREQUEST']._serialized_end=1557
-  _globals['_DELETEOBJECTSRESPONSE']._serialized_start=1559
-  _globals['_DELETEOBJECTSRESPONSE']._serialized_end=1599
-  _globals['_STORAGESERVICE']._serialized_start=1602
-  _globals['_STORAGESERVICE']._serialized_end=3182
+  _globals['_GETOBJECTREQUEST']._serialized_start=1096
+  _globals['_GETOBJECTREQUEST']._serialized_end=1175
+  _globals['_HEADOBJECTREQUEST']._serialized_start=1177
+  _globals['_HEADOBJECTREQUEST']._serialized_end=1225
+  _globals['_LISTOBJECTSREQUEST']._serialized_start=1227
+  _globals['_LISTOBJECTSREQUEST']._serialized_end=1337
+  _globals['_LISTOBJECTSRESPONSE']._serialized_start=1339
+  _globals['_LISTOBJECTSRESPONSE']._serialized_end=1447
+  _globals['_DELETEOBJECTREQUEST']._serialized_start=1449
+  _globals['_DELETEOBJECTREQUEST']._serialized_end=1499
+  _globals['_DELETEOBJECTRESPONSE']._serialized_start=1501
+  _globals['_DELETEOBJECTRESPONSE']._serialized_end=1523
+  _globals['_DELETEOBJECTSREQUEST']._serialized_start=1525
+  _globals['_DELETEOBJECTSREQUEST']._serialized_end=1577
+  _globals['_DELETEOBJECTSRESPONSE']._serialized_start=1579
+  _globals['_DELETEOBJECTSRESPONSE']._serialized_end=1619
+  _globals['_STORAGESERVICE']._serialized_start=1622
+  _globals['_STORAGESERVICE']._serialized_end=3202
 # @@protoc_insertion_point(module_scope)
