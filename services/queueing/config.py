@@ -12,3 +12,5 @@ class QueueingConfig(Section):
     """How long a deduplication id is remembered."""
     max_waiting_writes: int = 20_000
     """Publishes, pulls and acknowledgements that may wait for the disk; one more is refused."""
+    full_sync: bool = True
+    """Whether a publish waits until the disk has it; without, the loss of power may lose messages."""

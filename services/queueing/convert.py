@@ -8,19 +8,25 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from plexus.queueing.v1 import queueing_pb2
 from services.queueing.domain import (
-    Backoff,
     DeadLetter,
+    DeadLetterStats,
     Delivery,
+    Event,
+    Events,
     Message,
+    Position,
     Refusal,
-    RetryPolicy,
     Stats,
-    Subscription,
-    Topic,
+    Where,
 )
+from services.queueing.resources import Backoff, Priority, RetryPolicy, Subscription, Topic
+from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from google.protobuf import field_mask_pb2
+    from google.protobuf.message import Message as Proto
 
 _BACKOFFS = {
     queueing_pb2.BACKOFF_UNSPECIFIED: Backoff.EXPONENTIAL,
@@ -49,25 +55,88 @@ def _timestamp(value: float) -> timestamp_pb2.Timestamp:
     return timestamp
 
 
+def _seconds_at(timestamp: timestamp_pb2.Timestamp) -> float:
+    return timestamp.seconds + timestamp.nanos / 1e9
+
+
+def _present(value: float) -> timestamp_pb2.Timestamp | None:
+    return _timestamp(value) if value else None
+
+
+_PRIORITIES = {
+    queueing_pb2.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    queueing_pb2.PRIORITY_LOW: Priority.LOW,
+    queueing_pb2.PRIORITY_NORMAL: Priority.NORMAL,
+    queueing_pb2.PRIORITY_HIGH: Priority.HIGH,
+    queueing_pb2.PRIORITY_CRITICAL: Priority.CRITICAL,
+}
+_PRIORITIES_TO = {priority: number for number, priority in _PRIORITIES.items()}
+TOPIC_MUTABLE = ("log", "retention", "retention_bytes", "labels")
+SUBSCRIPTION_MUTABLE = ("ack_deadline", "retry", "dead_letter_topic", "ttl", "labels")
+
+
+def merge(present: Proto, wanted: Proto, mask: field_mask_pb2.FieldMask, mutable: Sequence[str]) -> None:
+    """Take over into `present` what the mask names, or without one what is set (google.aip.dev/134).
+
+    Raises:
+        InvalidArgumentError: The mask names what cannot be changed.
+    """
+    for path in mask.paths:
+        if path.split(".")[0] not in mutable:
+            raise InvalidArgumentError(f"{path!r} is not one of {', '.join(mutable)}", field="update_mask")
+    if not mask.paths:
+        mask.paths.extend(field.name for field, _ in wanted.ListFields() if field.name in mutable)
+    mask.MergeMessage(wanted, present, True, True)  # noqa: FBT003 - replaces messages and repeated fields
+
+
+def topic_from(message: queueing_pb2.Topic) -> Topic:
+    """The domain's topic, with its defaults for what is absent."""
+    default = Topic("default")
+    return Topic(
+        name=message.name,
+        log=message.log,
+        retention_s=seconds(message.retention) if message.HasField("retention") else default.retention_s,
+        retention_bytes=message.retention_bytes,
+        labels=dict(message.labels),
+    )
+
+
 def topic_to(topic: Topic) -> queueing_pb2.Topic:
     """The proto's topic."""
-    return queueing_pb2.Topic(name=topic.name, create_time=_timestamp(topic.created))
+    return queueing_pb2.Topic(
+        name=topic.name,
+        create_time=_timestamp(topic.created),
+        log=topic.log,
+        retention=_duration(topic.retention_s),
+        retention_bytes=topic.retention_bytes,
+        labels=topic.labels,
+    )
+
+
+def _retry_from(retry: queueing_pb2.RetryPolicy) -> RetryPolicy:
+    default = RetryPolicy()
+    return RetryPolicy(
+        backoff=_BACKOFFS.get(retry.backoff, Backoff.EXPONENTIAL),
+        minimum_s=seconds(retry.minimum) if retry.HasField("minimum") else default.minimum_s,
+        maximum_s=seconds(retry.maximum) if retry.HasField("maximum") else default.maximum_s,
+        max_attempts=retry.max_attempts or default.max_attempts,
+    )
 
 
 def subscription_from(message: queueing_pb2.Subscription) -> Subscription:
     """The domain's subscription, with its defaults for what is absent."""
-    default = RetryPolicy()
-    retry = message.retry
     return Subscription(
         name=message.name,
         topic=message.topic,
         ack_deadline_s=seconds(message.ack_deadline) if message.HasField("ack_deadline") else 30.0,
-        retry=RetryPolicy(
-            backoff=_BACKOFFS[retry.backoff],
-            minimum_s=seconds(retry.minimum) if retry.HasField("minimum") else default.minimum_s,
-            maximum_s=seconds(retry.maximum) if retry.HasField("maximum") else default.maximum_s,
-            max_attempts=retry.max_attempts or default.max_attempts,
-        ),
+        retry=_retry_from(message.retry),
+        filter=message.filter,
+        ordered=message.ordered,
+        dead_letter_topic=message.dead_letter_topic,
+        ttl_s=seconds(message.ttl),
+        exclusive=message.exclusive,
+        labels=dict(message.labels),
+        detached=message.detached,
     )
 
 
@@ -85,23 +154,45 @@ def subscription_to(subscription: Subscription) -> queueing_pb2.Subscription:
             max_attempts=retry.max_attempts,
         ),
         create_time=_timestamp(subscription.created),
+        filter=subscription.filter,
+        ordered=subscription.ordered,
+        dead_letter_topic=subscription.dead_letter_topic,
+        ttl=_duration(subscription.ttl_s) if subscription.ttl_s else None,
+        exclusive=subscription.exclusive,
+        labels=subscription.labels,
+        detached=subscription.detached,
     )
 
 
-def message_from(message: queueing_pb2.Message) -> Message:
-    """The domain's message."""
-    return Message(message.data, dict(message.attributes), message.dedup_id, seconds(message.delay))
+def message_from(message: queueing_pb2.Message, trace: dict[str, str]) -> Message:
+    """The domain's message; `trace` is the context of the call, used unless the message brings its own."""
+    return Message(
+        data=message.data,
+        attributes={**trace, **message.attributes},
+        dedup_id=message.dedup_id,
+        delay_s=seconds(message.delay),
+        ordering_key=message.ordering_key,
+        priority=_PRIORITIES.get(message.priority, Priority.NORMAL),
+        ttl_s=seconds(message.ttl),
+        correlation_id=message.correlation_id,
+        retry=_retry_from(message.retry) if message.HasField("retry") else None,
+    )
 
 
 def delivery_to(delivery: Delivery) -> queueing_pb2.Delivery:
     """The proto's delivery."""
+    message = delivery.message
     return queueing_pb2.Delivery(
         ack_id=delivery.ack_id,
-        message_id=delivery.message_id,
-        data=delivery.data,
-        attributes=delivery.attributes,
-        publish_time=_timestamp(delivery.published),
+        message_id=message.message_id,
+        data=message.data,
+        attributes=message.attributes,
+        publish_time=_timestamp(message.published),
         attempt=delivery.attempt,
+        topic=message.topic,
+        ordering_key=message.ordering_key,
+        priority=_PRIORITIES_TO[message.priority],
+        correlation_id=message.correlation_id,
     )
 
 
@@ -123,23 +214,90 @@ def extensions_from(messages: Iterable[queueing_pb2.Extension]) -> list[tuple[st
     return [(message.ack_id, seconds(message.deadline)) for message in messages]
 
 
+def where_from(ids: Iterable[str], message: queueing_pb2.DeadLetterFilter) -> Where:
+    """The domain's choice of dead letters."""
+    return Where(
+        ids=tuple(ids),
+        reason=message.reason,
+        topic=message.topic,
+        after=_seconds_at(message.after),
+        before=_seconds_at(message.before),
+    )
+
+
 def dead_letter_to(letter: DeadLetter) -> queueing_pb2.DeadLetter:
     """The proto's dead letter."""
+    message = letter.message
     return queueing_pb2.DeadLetter(
         id=letter.id,
-        message_id=letter.message_id,
-        topic=letter.topic,
-        data=letter.data,
-        attributes=letter.attributes,
-        publish_time=_timestamp(letter.published),
+        message_id=message.message_id,
+        topic=message.topic,
+        data=message.data,
+        attributes=message.attributes,
+        publish_time=_timestamp(message.published),
         dead_time=_timestamp(letter.died),
         reason=letter.reason,
         history=[
             queueing_pb2.Attempt(time=_timestamp(when), reason=reason) for when, reason in letter.history
         ],
+        attempts=letter.attempts,
+        ordering_key=message.ordering_key,
+        priority=_PRIORITIES_TO[message.priority],
+        correlation_id=message.correlation_id,
+    )
+
+
+def dead_letter_stats_to(stats: DeadLetterStats) -> queueing_pb2.DeadLetterStats:
+    """The proto's counts."""
+    return queueing_pb2.DeadLetterStats(
+        total=stats.total,
+        reasons=stats.reasons,
+        oldest_time=_present(stats.oldest),
+        newest_time=_present(stats.newest),
     )
 
 
 def stats_to(stats: Stats) -> queueing_pb2.Stats:
     """The proto's counts."""
-    return queueing_pb2.Stats(ready=stats.ready, leased=stats.leased, delayed=stats.delayed, dead=stats.dead)
+    return queueing_pb2.Stats(
+        ready=stats.ready,
+        leased=stats.leased,
+        delayed=stats.delayed,
+        dead=stats.dead,
+        oldest_time=_present(stats.oldest),
+    )
+
+
+def events_from(message: queueing_pb2.EventFilter) -> Events:
+    """The domain's choice of events."""
+    return Events(
+        kind=message.type,
+        correlation_id=message.correlation_id,
+        ordering_key=message.ordering_key,
+        after=_seconds_at(message.after),
+        before=_seconds_at(message.before),
+        from_sequence=message.from_sequence,
+    )
+
+
+def event_to(event: Event) -> queueing_pb2.Event:
+    """The proto's event."""
+    message = event.message
+    return queueing_pb2.Event(
+        sequence=event.sequence,
+        message_id=message.message_id,
+        topic=message.topic,
+        data=message.data,
+        attributes=message.attributes,
+        publish_time=_timestamp(message.published),
+        ordering_key=message.ordering_key,
+        priority=_PRIORITIES_TO[message.priority],
+        correlation_id=message.correlation_id,
+    )
+
+
+def position_from(request: queueing_pb2.SeekRequest) -> Position:
+    """The domain's position."""
+    if request.HasField("sequence"):
+        return Position(sequence=request.sequence)
+    return Position(time=_seconds_at(request.time) if request.HasField("time") else None)

@@ -1,17 +1,17 @@
-"""Topics, subscriptions and deliveries, and what any broker does with them."""
+"""Messages and their deliveries, and what any broker does with them."""
 
 from __future__ import annotations
 
-import random
-import re
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from services.queueing.resources import MAX_TTL_S, Priority
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from services.queueing.resources import RetryPolicy, Subscription, Topic
 
 MAX_DATA_BYTES = 10 * 1024 * 1024
 MAX_ATTRIBUTES = 64
@@ -20,92 +20,63 @@ MAX_DELAY_S = 30 * 24 * 3600.0
 MAX_BATCH = 1000
 MAX_REASON = 1000
 MAX_HISTORY = 20
-MAX_LEASE_S = 3600.0
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
-
-
-class Backoff(StrEnum):
-    """How the pause between attempts grows."""
-
-    IMMEDIATE = "immediate"
-    FIXED = "fixed"
-    LINEAR = "linear"
-    EXPONENTIAL = "exponential"
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """When a message that was not acknowledged comes again; pauses in seconds."""
-
-    backoff: Backoff = Backoff.EXPONENTIAL
-    minimum_s: float = 1.0
-    maximum_s: float = 600.0
-    max_attempts: int = 5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.minimum_s <= 3600 or not self.minimum_s <= self.maximum_s <= 86400:  # noqa: PLR2004 - stated in the proto
-            raise InvalidArgumentError(
-                "minimum is 0 to 1 h, maximum from minimum to 24 h", field="subscription.retry"
-            )
-        if not 1 <= self.max_attempts <= 1000:  # noqa: PLR2004 - stated in the proto
-            raise InvalidArgumentError("must be 1 to 1000", field="subscription.retry.max_attempts")
-
-    def pause_s(self, attempt: int) -> float:
-        """The pause after a failed attempt, counted from 1; exponential ones have up to a tenth of jitter."""
-        if self.backoff is Backoff.IMMEDIATE:
-            return 0.0
-        if self.backoff is Backoff.FIXED:
-            return self.minimum_s
-        if self.backoff is Backoff.LINEAR:
-            return min(self.maximum_s, self.minimum_s * attempt)
-        pause = min(self.maximum_s, self.minimum_s * 2.0 ** min(attempt - 1, 60))
-        return pause * random.uniform(0.9, 1.0)  # noqa: S311 - spreads load only
-
-
-@dataclass(frozen=True, slots=True)
-class Topic:
-    """Where messages are published; `created` is seconds since 1970."""
-
-    name: str
-    created: float
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """Messages of a topic, shared by its consumers."""
-
-    name: str
-    topic: str
-    ack_deadline_s: float = 30.0
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    created: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "subscription.name")
-        if not 1 <= self.ack_deadline_s <= MAX_LEASE_S:
-            raise InvalidArgumentError("must be 1 s to 1 h", field="subscription.ack_deadline")
+MAX_ID = 1000
+MAX_RATE = 100_000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message to publish."""
+    """A message to publish.
+
+    Attributes:
+        data: Content.
+        attributes: Headers.
+        dedup_id: Of the same message within the window; empty is none.
+        delay_s: Not delivered before this much has passed.
+        ordering_key: Messages with the same one come in order, on subscriptions that are ordered.
+        priority: What comes first, on subscriptions that are not ordered.
+        ttl_s: Given up when it has waited this long; 0 leaves it to the subscription.
+        correlation_id: Of the work that it belongs to.
+        retry: Instead of the subscription's policy.
+    """
 
     data: bytes
     attributes: dict[str, str] = field(default_factory=dict)
     dedup_id: str = ""
     delay_s: float = 0.0
+    ordering_key: str = ""
+    priority: Priority = Priority.NORMAL
+    ttl_s: float = 0.0
+    correlation_id: str = ""
+    retry: RetryPolicy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a broker keeps of a message, and every delivery of it shows; `published` is seconds since 1970."""
+
+    message_id: str
+    topic: str
+    data: bytes
+    attributes: dict[str, str]
+    published: float
+    ordering_key: str = ""
+    priority: Priority = Priority.NORMAL
+    correlation_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message that a consumer has for now; `attempt` counts from 1, `published` is seconds since 1970."""
+    """A message that a consumer has for now; `attempt` counts from 1."""
 
     ack_id: str
-    message_id: str
-    data: bytes
-    attributes: dict[str, str]
-    published: float
+    message: Stored
     attempt: int
+
+    @property
+    def data(self) -> bytes:
+        """Content."""
+        return self.message.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,38 +94,104 @@ class DeadLetter:
     """A message that was given up; `history` holds pairs of time and reason, the newest last."""
 
     id: str
-    message_id: str
-    topic: str
-    data: bytes
-    attributes: dict[str, str]
-    published: float
+    message: Stored
     died: float
     reason: str
+    attempts: int
     history: list[tuple[float, str]]
 
 
 @dataclass(frozen=True, slots=True)
+class Where:
+    """Which dead letters: all whose every given property holds.
+
+    Attributes:
+        ids: One of these; empty is any.
+        reason: Occurs in its reason.
+        topic: It was published to.
+        after: It died at or after, seconds since 1970.
+        before: It died before; 0 is no bound.
+    """
+
+    ids: Sequence[str] = ()
+    reason: str = ""
+    topic: str = ""
+    after: float = 0.0
+    before: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Redrive:
+    """How dead letters are delivered again: to this topic instead of their subscription, at this rate."""
+
+    topic: str = ""
+    per_second: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.per_second <= MAX_RATE:
+            raise InvalidArgumentError(f"must be 0 to {MAX_RATE:g}", field="max_per_second")
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts of a subscription."""
+    """Counts of a subscription; `oldest` is when the oldest of its messages was published, 0 without any."""
 
     ready: int
     leased: int
     delayed: int
     dead: int
+    oldest: float = 0.0
 
 
-def check_name(name: str, field_name: str) -> str:
-    """Return a valid name.
+@dataclass(frozen=True, slots=True)
+class DeadLetterStats:
+    """Counts of dead letters by reason; when the first and the last died, 0 without any."""
 
-    Raises:
-        InvalidArgumentError: It is not one.
+    total: int
+    reasons: dict[str, int]
+    oldest: float
+    newest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An entry of a topic's log; `sequence` rises, with gaps."""
+
+    sequence: int
+    message: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Which events of a log: all whose every given property holds; times are seconds since 1970.
+
+    Attributes:
+        kind: Value of the attribute `type`.
+        correlation_id: Of the work.
+        ordering_key: Of the message.
+        after: Published at or after.
+        before: Published before; 0 is no bound.
+        from_sequence: At or after this number.
     """
-    if not _NAME.fullmatch(name):
-        raise InvalidArgumentError(
-            "must be 1 to 128 letters, digits, dots, hyphens and underscores, beginning with a letter",
-            field=field_name,
-        )
-    return name
+
+    kind: str = ""
+    correlation_id: str = ""
+    ordering_key: str = ""
+    after: float = 0.0
+    before: float = 0.0
+    from_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a subscription is set to: a time (seconds since 1970), or a sequence number of a log."""
+
+    time: float | None = None
+    sequence: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.time is None) == (self.sequence is None):
+            raise InvalidArgumentError("needs a time or a sequence", field="position")
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -169,15 +206,36 @@ def check_messages(messages: Sequence[Message]) -> None:
         at = f"messages[{position}]"
         if len(message.data) > MAX_DATA_BYTES:
             raise InvalidArgumentError(f"at most {MAX_DATA_BYTES} bytes", field=f"{at}.data")
-        size = sum(len(key.encode()) + len(value.encode()) for key, value in message.attributes.items())
-        if len(message.attributes) > MAX_ATTRIBUTES or size > MAX_ATTRIBUTE_BYTES:
-            raise InvalidArgumentError(
-                f"at most {MAX_ATTRIBUTES} entries and {MAX_ATTRIBUTE_BYTES} bytes", field=f"{at}.attributes"
-            )
+        if message.attributes:
+            _check_attributes(message.attributes, f"{at}.attributes")
         if not 0 <= message.delay_s <= MAX_DELAY_S:
             raise InvalidArgumentError("must be 0 to 30 days", field=f"{at}.delay")
-        if len(message.dedup_id) > MAX_REASON:
-            raise InvalidArgumentError(f"at most {MAX_REASON} characters", field=f"{at}.dedup_id")
+        if not 0 <= message.ttl_s <= MAX_TTL_S:
+            raise InvalidArgumentError("must be 0 to 31 days", field=f"{at}.ttl")
+        for name in ("dedup_id", "ordering_key", "correlation_id"):
+            if len(getattr(message, name)) > MAX_ID:
+                raise InvalidArgumentError(f"at most {MAX_ID} characters", field=f"{at}.{name}")
+
+
+def _check_attributes(attributes: dict[str, str], field_name: str) -> None:
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in attributes.items())
+    if len(attributes) > MAX_ATTRIBUTES or size > MAX_ATTRIBUTE_BYTES:
+        raise InvalidArgumentError(
+            f"at most {MAX_ATTRIBUTES} entries and {MAX_ATTRIBUTE_BYTES} bytes", field=field_name
+        )
+    if "" in attributes:
+        raise InvalidArgumentError("a key must not be empty", field=field_name)
+
+
+def check_refusals(refusals: Sequence[Refusal]) -> None:
+    """Apply the bounds of Nack.
+
+    Raises:
+        InvalidArgumentError: A delay is out of bounds.
+    """
+    for position, refusal in enumerate(refusals):
+        if refusal.delay_s is not None and not 0 <= refusal.delay_s <= MAX_DELAY_S:
+            raise InvalidArgumentError("must be 0 to 30 days", field=f"refusals[{position}].delay")
 
 
 class Broker(Protocol):
@@ -186,7 +244,7 @@ class Broker(Protocol):
     Calls on a topic or subscription that does not exist raise NotFoundError.
     """
 
-    async def create_topic(self, name: str) -> Topic:
+    async def create_topic(self, topic: Topic) -> Topic:
         """Create a topic.
 
         Raises:
@@ -198,12 +256,16 @@ class Broker(Protocol):
         """Get a topic."""
         ...
 
+    async def update_topic(self, topic: Topic) -> Topic:
+        """Change the settings of a topic."""
+        ...
+
     async def list_topics(self, *, limit: int, after: str = "") -> list[Topic]:
         """Topics in order of names."""
         ...
 
     async def delete_topic(self, name: str) -> None:
-        """Delete a topic; its subscriptions stay."""
+        """Delete a topic with its log; its subscriptions stay."""
         ...
 
     async def create_subscription(self, subscription: Subscription) -> Subscription:
@@ -218,8 +280,16 @@ class Broker(Protocol):
         """Get a subscription."""
         ...
 
+    async def update_subscription(self, subscription: Subscription) -> Subscription:
+        """Change the settings of a subscription that may change, `detached` among them.
+
+        Raises:
+            InvalidArgumentError: A fixed setting would change.
+        """
+        ...
+
     async def list_subscriptions(self, *, topic: str = "", limit: int, after: str = "") -> list[Subscription]:
-        """Subscriptions in order of names, of one topic if given."""
+        """Subscriptions in order of names, of one topic or pattern if given."""
         ...
 
     async def delete_subscription(self, name: str) -> None:
@@ -254,18 +324,40 @@ class Broker(Protocol):
         """
         ...
 
-    async def list_dead_letters(self, subscription: str, *, limit: int, after: int = 0) -> list[DeadLetter]:
+    async def list_dead_letters(
+        self, subscription: str, where: Where, *, limit: int, after: int = 0
+    ) -> list[DeadLetter]:
         """Dead letters, oldest first, after an id."""
         ...
 
-    async def redrive(self, subscription: str, ids: Sequence[str]) -> int:
-        """Deliver dead letters again, all without ids; returns how many."""
+    async def dead_letter_stats(self, subscription: str) -> DeadLetterStats:
+        """Count dead letters."""
         ...
 
-    async def purge(self, subscription: str, ids: Sequence[str]) -> int:
-        """Delete dead letters, all without ids; returns how many."""
+    async def redrive(self, subscription: str, where: Where, how: Redrive) -> int:
+        """Deliver dead letters again; returns how many."""
+        ...
+
+    async def purge(self, subscription: str, where: Where) -> int:
+        """Delete dead letters; returns how many."""
         ...
 
     async def stats(self, subscription: str) -> Stats:
         """Count what a subscription holds."""
+        ...
+
+    async def list_events(self, topic: str, events: Events, *, limit: int) -> list[Event]:
+        """Events of a topic's log, oldest first.
+
+        Raises:
+            FailedPreconditionError: The topic keeps no log.
+        """
+        ...
+
+    async def replay(self, topic: str, events: Events, subscription: str) -> int:
+        """Deliver events again to one subscription; returns how many."""
+        ...
+
+    async def seek(self, subscription: str, position: Position) -> None:
+        """Be done with what was published before the position; deliver again what a log has from there on."""
         ...

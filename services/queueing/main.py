@@ -24,6 +24,7 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
             runtime.data_dir / "queue.sqlite",
             dedup_window_s=config.dedup_window_s,
             max_waiting_writes=config.max_waiting_writes,
+            full_sync=config.full_sync,
         )
     )
     queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker), runtime.server)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
+
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from plexus.queueing.v1 import queueing_pb2, queueing_pb2_grpc
 from services.queueing import convert
-from services.queueing.domain import MAX_BATCH, MAX_DATA_BYTES
+from services.queueing.domain import MAX_BATCH, MAX_DATA_BYTES, Redrive, Where
 from services.queueing.streaming import (
     DEFAULT_OUTSTANDING,
     DEFAULT_OUTSTANDING_BYTES,
     Batch,
     Consumer,
     FlowControl,
+    in_order,
 )
-from services.runtime.errors import InvalidArgumentError
+from services.runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.runtime.paging import decode_token, encode_token, page_size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
     from services.queueing.domain import Broker, Refusal
+    from services.queueing.resources import Subscription
 
 MAX_WAIT_S = 60.0
+MAX_PUBLISHING = 256
+"""Requests of a publishing stream that are taken ahead of their answers."""
+_TRACE = TraceContextTextMapPropagator()
 PULL_BYTES = MAX_DATA_BYTES
 """Content of one response of Pull, below the bound of a message on the wire."""
 
@@ -54,9 +61,18 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._exclusive: set[str] = set()
 
     async def CreateTopic(self, request: queueing_pb2.CreateTopicRequest, context: Any) -> queueing_pb2.Topic:
-        return convert.topic_to(await self._broker.create_topic(request.topic))
+        settings = queueing_pb2.Topic()
+        settings.CopyFrom(request.settings)
+        settings.name = request.topic
+        return convert.topic_to(await self._broker.create_topic(convert.topic_from(settings)))
+
+    async def UpdateTopic(self, request: queueing_pb2.UpdateTopicRequest, context: Any) -> queueing_pb2.Topic:
+        topic = convert.topic_to(await self._broker.get_topic(request.topic.name))
+        convert.merge(topic, request.topic, request.update_mask, convert.TOPIC_MUTABLE)
+        return convert.topic_to(await self._broker.update_topic(convert.topic_from(topic)))
 
     async def GetTopic(self, request: queueing_pb2.GetTopicRequest, context: Any) -> queueing_pb2.Topic:
         return convert.topic_to(await self._broker.get_topic(request.topic))
@@ -89,6 +105,14 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
     ) -> queueing_pb2.Subscription:
         return convert.subscription_to(await self._broker.get_subscription(request.subscription))
 
+    async def UpdateSubscription(
+        self, request: queueing_pb2.UpdateSubscriptionRequest, context: Any
+    ) -> queueing_pb2.Subscription:
+        wanted = convert.subscription_to(await self._broker.get_subscription(request.subscription.name))
+        convert.merge(wanted, request.subscription, request.update_mask, convert.SUBSCRIPTION_MUTABLE)
+        changed = await self._broker.update_subscription(convert.subscription_from(wanted))
+        return convert.subscription_to(changed)
+
     async def ListSubscriptions(
         self, request: queueing_pb2.ListSubscriptionsRequest, context: Any
     ) -> queueing_pb2.ListSubscriptionsResponse:
@@ -110,8 +134,22 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
     async def Publish(
         self, request: queueing_pb2.PublishRequest, context: Any
     ) -> queueing_pb2.PublishResponse:
-        messages = [convert.message_from(message) for message in request.messages]
-        return queueing_pb2.PublishResponse(message_ids=await self._broker.publish(request.topic, messages))
+        return queueing_pb2.PublishResponse(message_ids=await self._publish(request))
+
+    async def _publish(
+        self, request: queueing_pb2.PublishRequest | queueing_pb2.StreamingPublishRequest
+    ) -> list[str]:
+        trace: dict[str, str] = {}
+        _TRACE.inject(trace)
+        messages = [convert.message_from(message, trace) for message in request.messages]
+        return await self._broker.publish(request.topic, messages)
+
+    async def StreamingPublish(
+        self, requests: AsyncIterator[queueing_pb2.StreamingPublishRequest], context: Any
+    ) -> AsyncIterator[queueing_pb2.StreamingPublishResponse]:
+        async with aclosing(in_order(requests, self._publish, MAX_PUBLISHING)) as answers:
+            async for message_ids in answers:
+                yield queueing_pb2.StreamingPublishResponse(message_ids=message_ids)
 
     async def Pull(self, request: queueing_pb2.PullRequest, context: Any) -> queueing_pb2.PullResponse:
         wait_s = convert.seconds(request.wait)
@@ -135,7 +173,7 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
             first.max_outstanding_messages or DEFAULT_OUTSTANDING,
             first.max_outstanding_bytes or DEFAULT_OUTSTANDING_BYTES,
         )
-        await self._broker.get_subscription(first.subscription)
+        subscription = await self._broker.get_subscription(first.subscription)
 
         async def instructions() -> AsyncIterator[_Said]:
             yield _said(first)
@@ -143,11 +181,30 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
                 yield _said(request)
 
         consumer = Consumer(self._broker, first.subscription, flow)
-        stream = cast("AsyncGenerator[Batch]", consumer.run(instructions()))
-        async with aclosing(stream) as batches:
-            async for batch in batches:
-                for response in _responses(batch):
-                    yield response
+        with self._only_one(subscription):
+            stream = cast("AsyncGenerator[Batch]", consumer.run(instructions()))
+            async with aclosing(stream) as batches:
+                async for batch in batches:
+                    for response in _responses(batch):
+                        yield response
+
+    @contextmanager
+    def _only_one(self, subscription: Subscription) -> Iterator[None]:
+        """Hold an exclusive subscription for one stream."""
+        if not subscription.exclusive:
+            yield
+            return
+        if subscription.name in self._exclusive:
+            raise FailedPreconditionError(
+                f"subscription {subscription.name!r} has its one consumer",
+                reason="SUBSCRIPTION_IN_USE",
+                metadata={"subscription": subscription.name},
+            )
+        self._exclusive.add(subscription.name)
+        try:
+            yield
+        finally:
+            self._exclusive.discard(subscription.name)
 
     async def Acknowledge(
         self, request: queueing_pb2.AcknowledgeRequest, context: Any
@@ -173,25 +230,72 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
         self, request: queueing_pb2.ListDeadLettersRequest, context: Any
     ) -> queueing_pb2.ListDeadLettersResponse:
         limit = page_size(request.page_size)
-        scope = ("dead letters", request.subscription)
+        scope = ("dead letters", request.subscription, request.filter.SerializeToString().hex())
         after = int(decode_token(request.page_token, *scope) or b"0")
-        letters = await self._broker.list_dead_letters(request.subscription, limit=limit + 1, after=after)
+        where = convert.where_from((), request.filter)
+        letters = await self._broker.list_dead_letters(
+            request.subscription, where, limit=limit + 1, after=after
+        )
         token = encode_token(letters[limit - 1].id.encode(), *scope) if len(letters) > limit else ""
         return queueing_pb2.ListDeadLettersResponse(
             dead_letters=map(convert.dead_letter_to, letters[:limit]), next_page_token=token
         )
 
+    async def GetDeadLetter(
+        self, request: queueing_pb2.GetDeadLetterRequest, context: Any
+    ) -> queueing_pb2.DeadLetter:
+        found = await self._broker.list_dead_letters(request.subscription, Where(ids=(request.id,)), limit=1)
+        if not found:
+            raise NotFoundError(
+                f"no dead letter {request.id!r}",
+                reason="DEAD_LETTER_NOT_FOUND",
+                metadata={"subscription": request.subscription, "id": request.id},
+            )
+        return convert.dead_letter_to(found[0])
+
+    async def GetDeadLetterStats(
+        self, request: queueing_pb2.GetDeadLetterStatsRequest, context: Any
+    ) -> queueing_pb2.DeadLetterStats:
+        return convert.dead_letter_stats_to(await self._broker.dead_letter_stats(request.subscription))
+
     async def RedriveDeadLetters(
         self, request: queueing_pb2.RedriveDeadLettersRequest, context: Any
     ) -> queueing_pb2.RedriveDeadLettersResponse:
-        count = await self._broker.redrive(request.subscription, request.ids)
+        where = convert.where_from(request.ids, request.filter)
+        how = Redrive(request.topic, request.max_per_second)
+        count = await self._broker.redrive(request.subscription, where, how)
         return queueing_pb2.RedriveDeadLettersResponse(redriven=count)
 
     async def PurgeDeadLetters(
         self, request: queueing_pb2.PurgeDeadLettersRequest, context: Any
     ) -> queueing_pb2.PurgeDeadLettersResponse:
-        count = await self._broker.purge(request.subscription, request.ids)
-        return queueing_pb2.PurgeDeadLettersResponse(purged=count)
+        where = convert.where_from(request.ids, request.filter)
+        return queueing_pb2.PurgeDeadLettersResponse(
+            purged=await self._broker.purge(request.subscription, where)
+        )
+
+    async def ListEvents(
+        self, request: queueing_pb2.ListEventsRequest, context: Any
+    ) -> queueing_pb2.ListEventsResponse:
+        limit = page_size(request.page_size)
+        scope = ("events", request.topic, request.filter.SerializeToString().hex())
+        wanted = convert.events_from(request.filter)
+        start = int(decode_token(request.page_token, *scope) or b"0")
+        wanted = replace(wanted, from_sequence=max(start, wanted.from_sequence))
+        events = await self._broker.list_events(request.topic, wanted, limit=limit + 1)
+        token = encode_token(str(events[limit].sequence).encode(), *scope) if len(events) > limit else ""
+        return queueing_pb2.ListEventsResponse(
+            events=map(convert.event_to, events[:limit]), next_page_token=token
+        )
+
+    async def Replay(self, request: queueing_pb2.ReplayRequest, context: Any) -> queueing_pb2.ReplayResponse:
+        events = convert.events_from(request.filter)
+        count = await self._broker.replay(request.topic, events, request.subscription)
+        return queueing_pb2.ReplayResponse(replayed=count)
+
+    async def Seek(self, request: queueing_pb2.SeekRequest, context: Any) -> queueing_pb2.SeekResponse:
+        await self._broker.seek(request.subscription, convert.position_from(request))
+        return queueing_pb2.SeekResponse()
 
     async def GetStats(self, request: queueing_pb2.GetStatsRequest, context: Any) -> queueing_pb2.Stats:
         return convert.stats_to(await self._broker.stats(request.subscription))

@@ -1,16 +1,16 @@
-"""One consumer's stream: hands out leases within its flow control and takes them back when it ends."""
+"""Streams: a consumer's, with leases within its flow control, taken back when it ends; and a publisher's."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from services.queueing.domain import MAX_BATCH
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
     from services.queueing.domain import Broker, Delivery, Refusal
 
@@ -18,6 +18,9 @@ MAX_OUTSTANDING = 10_000
 DEFAULT_OUTSTANDING = 100
 DEFAULT_OUTSTANDING_BYTES = 64 * 1024 * 1024
 _PULL_WAIT_S = 30.0
+
+Asked = TypeVar("Asked")
+Told = TypeVar("Told")
 
 
 class Instructions(Protocol):
@@ -134,3 +137,39 @@ class Consumer:
             if deliveries:
                 self._held.update((delivery.ack_id, len(delivery.data)) for delivery in deliveries)
                 await self._out.put(Batch(deliveries, []))
+
+
+async def in_order(
+    requests: AsyncIterator[Asked], work: Callable[[Asked], Awaitable[Told]], ahead: int
+) -> AsyncGenerator[Told]:
+    """Begin the work of each request as it comes, and give the results in the order of the requests.
+
+    Args:
+        requests: What comes.
+        work: What each asks for; begun in order.
+        ahead: Requests taken before the result of the first of them has been given.
+
+    Yields:
+        The results; the first failure is raised in its place, and what was begun after it is not waited for.
+    """
+    begun: asyncio.Queue[asyncio.Future[Told] | None] = asyncio.Queue(maxsize=ahead)
+
+    async def read() -> None:
+        try:
+            async for request in requests:
+                await begun.put(asyncio.ensure_future(work(request)))
+        finally:
+            await begun.put(None)
+
+    reader = asyncio.create_task(read())
+    try:
+        while (future := await begun.get()) is not None:
+            yield await future
+        await reader
+    finally:
+        reader.cancel()
+        while not begun.empty():
+            rest = begun.get_nowait()
+            if rest is not None and not rest.cancel() and not rest.cancelled():
+                rest.exception()  # seen: the first failure has been told
+        await asyncio.gather(reader, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import grpc
@@ -134,3 +135,107 @@ async def test_a_page_token_belongs_to_its_listing(stub: queueing_pb2_grpc.Queue
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ListSubscriptions(pb.ListSubscriptionsRequest(page_token=page.next_page_token))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_settings_change_by_mask_and_only_those_that_may(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    wanted = pb.Subscription(name="work", labels={"a": "b"})
+    wanted.ack_deadline.FromSeconds(99)
+    request = pb.UpdateSubscriptionRequest(subscription=wanted)
+    request.update_mask.paths.append("ack_deadline")
+    changed = await stub.UpdateSubscription(request)
+    assert (changed.ack_deadline.seconds, dict(changed.labels), changed.topic) == (99, {}, "jobs")
+    changed = await stub.UpdateSubscription(pb.UpdateSubscriptionRequest(subscription=wanted))
+    assert dict(changed.labels) == {"a": "b"}
+    request.update_mask.paths[:] = ["filter"]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.UpdateSubscription(request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_publishing_stream_is_answered_in_order_until_a_request_fails(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    requests = [
+        pb.StreamingPublishRequest(topic="jobs", messages=[pb.Message(data=b"%d" % n)]) for n in range(500)
+    ]
+    requests.insert(400, pb.StreamingPublishRequest(topic="nothing", messages=[pb.Message()]))
+    ids: list[str] = []
+
+    async def publish() -> None:
+        async for response in stub.StreamingPublish(iter(requests)):
+            ids.extend(response.message_ids)
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await publish()
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert len(ids) == 400
+    pulled = await stub.Pull(pb.PullRequest(subscription="work", max_messages=400))
+    assert [delivery.message_id for delivery in pulled.deliveries] == ids
+
+
+async def test_an_exclusive_subscription_has_one_stream(stub: queueing_pb2_grpc.QueueingServiceStub) -> None:
+    only = pb.Subscription(name="only", topic="jobs", exclusive=True)
+    await stub.CreateSubscription(pb.CreateSubscriptionRequest(subscription=only))
+    await _publish(stub, "a")
+
+    async def requests() -> AsyncIterator[pb.StreamingPullRequest]:
+        yield pb.StreamingPullRequest(subscription="only")
+        await asyncio.Event().wait()
+
+    first = stub.StreamingPull(requests())
+    response = await first.read()
+    assert isinstance(response, pb.StreamingPullResponse)
+    assert [delivery.data for delivery in response.deliveries] == [b"a"]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.StreamingPull(requests()).read()
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    first.cancel()
+    found: list[bytes] = []
+    async with asyncio.timeout(30):
+        while not found:
+            second = stub.StreamingPull(requests())
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                response = await second.read()
+                assert isinstance(response, pb.StreamingPullResponse)
+                found = [delivery.data for delivery in response.deliveries]
+    second.cancel()
+    assert found == [b"a"]
+
+
+async def test_events_are_paged_replayed_and_sought(stub: queueing_pb2_grpc.QueueingServiceStub) -> None:
+    await stub.CreateTopic(pb.CreateTopicRequest(topic="audit", settings=pb.Topic(log=True)))
+    subscription = pb.Subscription(name="reader", topic="audit")
+    await stub.CreateSubscription(pb.CreateSubscriptionRequest(subscription=subscription))
+    messages = [pb.Message(data=b"%d" % n, attributes={"type": "t"}) for n in range(5)]
+    await stub.Publish(pb.PublishRequest(topic="audit", messages=messages))
+    page = await stub.ListEvents(pb.ListEventsRequest(topic="audit", page_size=3))
+    rest = await stub.ListEvents(
+        pb.ListEventsRequest(topic="audit", page_size=3, page_token=page.next_page_token)
+    )
+    assert [event.data for event in (*page.events, *rest.events)] == [b"%d" % n for n in range(5)]
+    assert rest.next_page_token == ""
+    await stub.Seek(pb.SeekRequest(subscription="reader", sequence=rest.events[0].sequence))
+    pulled = await stub.Pull(pb.PullRequest(subscription="reader", max_messages=10))
+    assert [delivery.data for delivery in pulled.deliveries] == [b"3", b"4"]
+    replay = pb.ReplayRequest(topic="audit", subscription="reader", filter=pb.EventFilter(type="t"))
+    assert (await stub.Replay(replay)).replayed == 5
+
+
+async def test_a_dead_letter_is_read_counted_and_missed(stub: queueing_pb2_grpc.QueueingServiceStub) -> None:
+    await _publish(stub, "bad")
+    (delivery,) = (await stub.Pull(pb.PullRequest(subscription="work"))).deliveries
+    refusal = pb.Refusal(ack_id=delivery.ack_id, reason="corrupt", dead=True)
+    await stub.Nack(pb.NackRequest(subscription="work", refusals=[refusal]))
+    stats = await stub.GetDeadLetterStats(pb.GetDeadLetterStatsRequest(subscription="work"))
+    assert (stats.total, dict(stats.reasons)) == (1, {"corrupt": 1})
+    listed = await stub.ListDeadLetters(
+        pb.ListDeadLettersRequest(subscription="work", filter=pb.DeadLetterFilter(reason="corr"))
+    )
+    identifier = listed.dead_letters[0].id
+    letter = await stub.GetDeadLetter(pb.GetDeadLetterRequest(subscription="work", id=identifier))
+    assert (letter.data, letter.attempts, letter.reason) == (b"bad", 1, "corrupt")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetDeadLetter(pb.GetDeadLetterRequest(subscription="work", id="999"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.queueing.backends.sqlite import SqliteBroker
-from services.queueing.domain import Subscription
+from services.queueing.backends.sqlite.migrations import MIGRATIONS
+from services.queueing.domain import Where
+from services.queueing.resources import Subscription, Topic
+from services.runtime.errors import FailedPreconditionError
 from tests.contracts.broker import BrokerContract, bodies, publish, pull, subscribe
 
 if TYPE_CHECKING:
@@ -22,13 +26,13 @@ class TestSqliteBroker(BrokerContract):
     @pytest.fixture
     async def broker(self, tmp_path: Path) -> AsyncIterator[SqliteBroker]:
         async with SqliteBroker(tmp_path / "queue.sqlite") as broker:
-            await broker.create_topic("jobs")
+            await broker.create_topic(Topic("jobs"))
             yield broker
 
 
 async def test_messages_leases_delays_and_dead_letters_survive_a_restart(tmp_path: Path) -> None:
     async with SqliteBroker(tmp_path / "queue.sqlite") as broker:
-        await broker.create_topic("jobs")
+        await broker.create_topic(Topic("jobs"))
         await subscribe(broker)
         await publish(broker, "leased", "waiting")
         (delivery,) = await pull(broker, count=1)
@@ -63,7 +67,7 @@ asyncio.run(main())
 async def test_no_acknowledged_message_is_lost_by_a_kill(tmp_path: Path) -> None:
     file = tmp_path / "queue.sqlite"
     async with SqliteBroker(file) as broker:
-        await broker.create_topic("jobs")
+        await broker.create_topic(Topic("jobs"))
         await broker.create_subscription(Subscription("work", "jobs"))
     command = [sys.executable, "-c", _PRODUCER, str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -79,3 +83,37 @@ async def test_no_acknowledged_message_is_lost_by_a_kill(tmp_path: Path) -> None
             stored += bodies(found)
     assert set(confirmed) <= set(stored)
     assert len(stored) == len(set(stored))
+
+
+async def test_a_file_of_the_first_version_keeps_everything(tmp_path: Path) -> None:
+    file = tmp_path / "queue.sqlite"
+    db = sqlite3.connect(file)
+    db.executescript(MIGRATIONS[0])
+    db.executescript(
+        """
+        INSERT INTO topics VALUES ('jobs', 1.0);
+        INSERT INTO subscriptions VALUES ('work', 'jobs', 12.0, 'fixed', 0.0, 3.0, 7, 1.0);
+        INSERT INTO messages VALUES (1, 'm1', 'jobs', x'61', '{"k": "v"}', 5.0, 1);
+        INSERT INTO deliveries VALUES ('work', 1, 5.0, 1, 2, NULL, '[]');
+        INSERT INTO dead_letters
+        VALUES (1, 'work', 'm0', 'jobs', x'62', '{}', 4.0, 6.0, 'bad', '[[6.0, "bad"]]');
+        """
+    )
+    db.close()
+    async with SqliteBroker(file) as broker:
+        subscription = await broker.get_subscription("work")
+        assert (subscription.ack_deadline_s, subscription.retry.max_attempts) == (12.0, 7)
+        (delivery,) = await pull(broker)
+        assert (delivery.data, delivery.message.attributes, delivery.attempt) == (b"a", {"k": "v"}, 3)
+        (letter,) = await broker.list_dead_letters("work", Where(), limit=10)
+        assert (letter.message.data, letter.attempts) == (b"b", 1)
+        assert await publish(broker, "new")
+
+
+async def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "queue.sqlite"
+    db = sqlite3.connect(file)
+    db.execute("PRAGMA user_version = 1000")
+    db.close()
+    with pytest.raises(FailedPreconditionError):
+        SqliteBroker(file)

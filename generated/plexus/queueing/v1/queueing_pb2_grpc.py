@@ -45,6 +45,11 @@ class QueueingServiceStub:
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetTopicRequest.SerializeToString,
                 response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Topic.FromString,
                 _registered_method=True)
+        self.UpdateTopic = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/UpdateTopic',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.UpdateTopicRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Topic.FromString,
+                _registered_method=True)
         self.ListTopics = channel.unary_unary(
                 '/plexus.queueing.v1.QueueingService/ListTopics',
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListTopicsRequest.SerializeToString,
@@ -65,6 +70,11 @@ class QueueingServiceStub:
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetSubscriptionRequest.SerializeToString,
                 response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Subscription.FromString,
                 _registered_method=True)
+        self.UpdateSubscription = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/UpdateSubscription',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.UpdateSubscriptionRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Subscription.FromString,
+                _registered_method=True)
         self.ListSubscriptions = channel.unary_unary(
                 '/plexus.queueing.v1.QueueingService/ListSubscriptions',
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListSubscriptionsRequest.SerializeToString,
@@ -79,6 +89,11 @@ class QueueingServiceStub:
                 '/plexus.queueing.v1.QueueingService/Publish',
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.PublishRequest.SerializeToString,
                 response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.PublishResponse.FromString,
+                _registered_method=True)
+        self.StreamingPublish = channel.stream_stream(
+                '/plexus.queueing.v1.QueueingService/StreamingPublish',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishResponse.FromString,
                 _registered_method=True)
         self.Pull = channel.unary_unary(
                 '/plexus.queueing.v1.QueueingService/Pull',
@@ -110,6 +125,16 @@ class QueueingServiceStub:
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListDeadLettersRequest.SerializeToString,
                 response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
+        self.GetDeadLetter = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/GetDeadLetter',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetDeadLetterRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeadLetter.FromString,
+                _registered_method=True)
+        self.GetDeadLetterStats = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/GetDeadLetterStats',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetDeadLetterStatsRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeadLetterStats.FromString,
+                _registered_method=True)
         self.RedriveDeadLetters = channel.unary_unary(
                 '/plexus.queueing.v1.QueueingService/RedriveDeadLetters',
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.RedriveDeadLettersRequest.SerializeToString,
@@ -124,6 +149,21 @@ class QueueingServiceStub:
                 '/plexus.queueing.v1.QueueingService/GetStats',
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Stats.FromString,
+                _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/ListEvents',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
+        self.Replay = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/Replay',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ReplayRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ReplayResponse.FromString,
+                _registered_method=True)
+        self.Seek = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/Seek',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekResponse.FromString,
                 _registered_method=True)
 
 
@@ -142,6 +182,14 @@ class QueueingServiceServicer:
     def GetTopic(self, request, context):
         """Get a topic.
         Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTopic(self, request, context):
+        """Change settings of a topic.
+        Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +228,14 @@ class QueueingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateSubscription(self, request, context):
+        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, labels.
+        Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSubscriptions(self, request, context):
         """List subscriptions by name.
         Errors: INVALID_ARGUMENT for a page token of another listing.
@@ -199,6 +255,15 @@ class QueueingServiceServicer:
     def Publish(self, request, context):
         """Publish messages, all or none; durable when answered.
         Errors: NOT_FOUND for the topic, INVALID_ARGUMENT for a message over a bound, RESOURCE_EXHAUSTED for a full disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamingPublish(self, request_iterator, context):
+        """Publish without waiting for each answer: requests are answered in order, as they become durable. At most 256 are taken
+        ahead of the answers.
+        Errors: those of Publish; the first failed request ends the stream, with those before it answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -253,6 +318,22 @@ class QueueingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDeadLetter(self, request, context):
+        """Get a dead letter.
+        Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeadLetterStats(self, request, context):
+        """Count dead letters by reason.
+        Errors: NOT_FOUND for the subscription.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RedriveDeadLetters(self, request, context):
         """Deliver dead letters again, as new messages of their subscription.
         Errors: NOT_FOUND for the subscription.
@@ -277,6 +358,31 @@ class QueueingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvents(self, request, context):
+        """List events of a topic's log, oldest first.
+        Errors: NOT_FOUND, FAILED_PRECONDITION for a topic without a log, INVALID_ARGUMENT for a page token of another listing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Replay(self, request, context):
+        """Deliver events of a topic's log again, to one subscription.
+        Errors: NOT_FOUND, FAILED_PRECONDITION for a topic without a log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Seek(self, request, context):
+        """Set a subscription to a time or a sequence number: it is done with what came before, and gets again what the log of
+        its topic has from there on. Without a log only what is older than the time is dropped.
+        Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION for a sequence number without a log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_QueueingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -288,6 +394,11 @@ def add_QueueingServiceServicer_to_server(servicer, server):
             'GetTopic': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTopic,
                     request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetTopicRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Topic.SerializeToString,
+            ),
+            'UpdateTopic': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTopic,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.UpdateTopicRequest.FromString,
                     response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Topic.SerializeToString,
             ),
             'ListTopics': grpc.unary_unary_rpc_method_handler(
@@ -310,6 +421,11 @@ def add_QueueingServiceServicer_to_server(servicer, server):
                     request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetSubscriptionRequest.FromString,
                     response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Subscription.SerializeToString,
             ),
+            'UpdateSubscription': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSubscription,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.UpdateSubscriptionRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Subscription.SerializeToString,
+            ),
             'ListSubscriptions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSubscriptions,
                     request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListSubscriptionsRequest.FromString,
@@ -324,6 +440,11 @@ def add_QueueingServiceServicer_to_server(servicer, server):
                     servicer.Publish,
                     request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.PublishRequest.FromString,
                     response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.PublishResponse.SerializeToString,
+            ),
+            'StreamingPublish': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamingPublish,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishResponse.SerializeToString,
             ),
             'Pull': grpc.unary_unary_rpc_method_handler(
                     servicer.Pull,
@@ -355,6 +476,16 @@ def add_QueueingServiceServicer_to_server(servicer, server):
                     request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListDeadLettersRequest.FromString,
                     response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListDeadLettersResponse.SerializeToString,
             ),
+            'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeadLetter,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetDeadLetterRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeadLetter.SerializeToString,
+            ),
+            'GetDeadLetterStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeadLetterStats,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetDeadLetterStatsRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeadLetterStats.SerializeToString,
+            ),
             'RedriveDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.RedriveDeadLetters,
                     request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.RedriveDeadLettersRequest.FromString,
@@ -369,6 +500,21 @@ def add_QueueingServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetStatsRequest.FromString,
                     response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Stats.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListEventsRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'Replay': grpc.unary_unary_rpc_method_handler(
+                    servicer.Replay,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ReplayRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ReplayResponse.SerializeToString,
+            ),
+            'Seek': grpc.unary_unary_rpc_method_handler(
+                    servicer.Seek,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -425,6 +571,33 @@ class QueueingService:
             target,
             '/plexus.queueing.v1.QueueingService/GetTopic',
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetTopicRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.Topic.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTopic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/UpdateTopic',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.UpdateTopicRequest.SerializeToString,
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.Topic.FromString,
             options,
             channel_credentials,
@@ -545,6 +718,33 @@ class QueueingService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateSubscription(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/UpdateSubscription',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.UpdateSubscriptionRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.Subscription.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListSubscriptions(request,
             target,
             options=(),
@@ -615,6 +815,33 @@ class QueueingService:
             '/plexus.queueing.v1.QueueingService/Publish',
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.PublishRequest.SerializeToString,
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.PublishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamingPublish(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/plexus.queueing.v1.QueueingService/StreamingPublish',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -788,6 +1015,60 @@ class QueueingService:
             _registered_method=True)
 
     @staticmethod
+    def GetDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/GetDeadLetter',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetDeadLetterRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeadLetter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeadLetterStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/GetDeadLetterStats',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetDeadLetterStatsRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeadLetterStats.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RedriveDeadLetters(request,
             target,
             options=(),
@@ -858,6 +1139,87 @@ class QueueingService:
             '/plexus.queueing.v1.QueueingService/GetStats',
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetStatsRequest.SerializeToString,
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.Stats.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/ListEvents',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListEventsRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Replay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/Replay',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.ReplayRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.ReplayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Seek(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/Seek',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekResponse.FromString,
             options,
             channel_credentials,
             insecure,

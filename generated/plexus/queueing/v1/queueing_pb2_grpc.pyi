@@ -24,6 +24,10 @@ class QueueingServiceStub:
     """Get a topic.
     Errors: NOT_FOUND.
     """
+    UpdateTopic: _aio.UnaryUnaryMultiCallable[_queueing_pb2.UpdateTopicRequest, _queueing_pb2.Topic]
+    """Change settings of a topic.
+    Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
+    """
     ListTopics: _aio.UnaryUnaryMultiCallable[_queueing_pb2.ListTopicsRequest, _queueing_pb2.ListTopicsResponse]
     """List topics by name.
     Errors: INVALID_ARGUMENT for a page token of another listing.
@@ -41,6 +45,10 @@ class QueueingServiceStub:
     """Get a subscription.
     Errors: NOT_FOUND.
     """
+    UpdateSubscription: _aio.UnaryUnaryMultiCallable[_queueing_pb2.UpdateSubscriptionRequest, _queueing_pb2.Subscription]
+    """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, labels.
+    Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
+    """
     ListSubscriptions: _aio.UnaryUnaryMultiCallable[_queueing_pb2.ListSubscriptionsRequest, _queueing_pb2.ListSubscriptionsResponse]
     """List subscriptions by name.
     Errors: INVALID_ARGUMENT for a page token of another listing.
@@ -52,6 +60,11 @@ class QueueingServiceStub:
     Publish: _aio.UnaryUnaryMultiCallable[_queueing_pb2.PublishRequest, _queueing_pb2.PublishResponse]
     """Publish messages, all or none; durable when answered.
     Errors: NOT_FOUND for the topic, INVALID_ARGUMENT for a message over a bound, RESOURCE_EXHAUSTED for a full disk.
+    """
+    StreamingPublish: _aio.StreamStreamMultiCallable[_queueing_pb2.StreamingPublishRequest, _queueing_pb2.StreamingPublishResponse]
+    """Publish without waiting for each answer: requests are answered in order, as they become durable. At most 256 are taken
+    ahead of the answers.
+    Errors: those of Publish; the first failed request ends the stream, with those before it answered.
     """
     Pull: _aio.UnaryUnaryMultiCallable[_queueing_pb2.PullRequest, _queueing_pb2.PullResponse]
     """Lease messages, waiting a while for the first.
@@ -78,6 +91,14 @@ class QueueingServiceStub:
     """List dead letters, oldest first.
     Errors: NOT_FOUND for the subscription, INVALID_ARGUMENT for a page token of another listing.
     """
+    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_queueing_pb2.GetDeadLetterRequest, _queueing_pb2.DeadLetter]
+    """Get a dead letter.
+    Errors: NOT_FOUND.
+    """
+    GetDeadLetterStats: _aio.UnaryUnaryMultiCallable[_queueing_pb2.GetDeadLetterStatsRequest, _queueing_pb2.DeadLetterStats]
+    """Count dead letters by reason.
+    Errors: NOT_FOUND for the subscription.
+    """
     RedriveDeadLetters: _aio.UnaryUnaryMultiCallable[_queueing_pb2.RedriveDeadLettersRequest, _queueing_pb2.RedriveDeadLettersResponse]
     """Deliver dead letters again, as new messages of their subscription.
     Errors: NOT_FOUND for the subscription.
@@ -89,6 +110,19 @@ class QueueingServiceStub:
     GetStats: _aio.UnaryUnaryMultiCallable[_queueing_pb2.GetStatsRequest, _queueing_pb2.Stats]
     """Count what a subscription holds.
     Errors: NOT_FOUND.
+    """
+    ListEvents: _aio.UnaryUnaryMultiCallable[_queueing_pb2.ListEventsRequest, _queueing_pb2.ListEventsResponse]
+    """List events of a topic's log, oldest first.
+    Errors: NOT_FOUND, FAILED_PRECONDITION for a topic without a log, INVALID_ARGUMENT for a page token of another listing.
+    """
+    Replay: _aio.UnaryUnaryMultiCallable[_queueing_pb2.ReplayRequest, _queueing_pb2.ReplayResponse]
+    """Deliver events of a topic's log again, to one subscription.
+    Errors: NOT_FOUND, FAILED_PRECONDITION for a topic without a log.
+    """
+    Seek: _aio.UnaryUnaryMultiCallable[_queueing_pb2.SeekRequest, _queueing_pb2.SeekResponse]
+    """Set a subscription to a time or a sequence number: it is done with what came before, and gets again what the log of
+    its topic has from there on. Without a log only what is older than the time is dropped.
+    Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION for a sequence number without a log.
     """
 
 class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -112,6 +146,16 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_queueing_pb2.Topic]:
         """Get a topic.
         Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateTopic(
+        self,
+        request: _queueing_pb2.UpdateTopicRequest,
+        context: _aio.ServicerContext[_queueing_pb2.UpdateTopicRequest, _abc.Awaitable[_queueing_pb2.Topic]],
+    ) -> _abc.Awaitable[_queueing_pb2.Topic]:
+        """Change settings of a topic.
+        Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
         """
 
     @_abc_1.abstractmethod
@@ -156,6 +200,16 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UpdateSubscription(
+        self,
+        request: _queueing_pb2.UpdateSubscriptionRequest,
+        context: _aio.ServicerContext[_queueing_pb2.UpdateSubscriptionRequest, _abc.Awaitable[_queueing_pb2.Subscription]],
+    ) -> _abc.Awaitable[_queueing_pb2.Subscription]:
+        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, labels.
+        Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
+        """
+
+    @_abc_1.abstractmethod
     def ListSubscriptions(
         self,
         request: _queueing_pb2.ListSubscriptionsRequest,
@@ -183,6 +237,17 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_queueing_pb2.PublishResponse]:
         """Publish messages, all or none; durable when answered.
         Errors: NOT_FOUND for the topic, INVALID_ARGUMENT for a message over a bound, RESOURCE_EXHAUSTED for a full disk.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamingPublish(
+        self,
+        request_iterator: _abc.AsyncIterator[_queueing_pb2.StreamingPublishRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_queueing_pb2.StreamingPublishRequest], _abc.AsyncIterator[_queueing_pb2.StreamingPublishResponse]],
+    ) -> _abc.AsyncIterator[_queueing_pb2.StreamingPublishResponse]:
+        """Publish without waiting for each answer: requests are answered in order, as they become durable. At most 256 are taken
+        ahead of the answers.
+        Errors: those of Publish; the first failed request ends the stream, with those before it answered.
         """
 
     @_abc_1.abstractmethod
@@ -247,6 +312,26 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetDeadLetter(
+        self,
+        request: _queueing_pb2.GetDeadLetterRequest,
+        context: _aio.ServicerContext[_queueing_pb2.GetDeadLetterRequest, _abc.Awaitable[_queueing_pb2.DeadLetter]],
+    ) -> _abc.Awaitable[_queueing_pb2.DeadLetter]:
+        """Get a dead letter.
+        Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDeadLetterStats(
+        self,
+        request: _queueing_pb2.GetDeadLetterStatsRequest,
+        context: _aio.ServicerContext[_queueing_pb2.GetDeadLetterStatsRequest, _abc.Awaitable[_queueing_pb2.DeadLetterStats]],
+    ) -> _abc.Awaitable[_queueing_pb2.DeadLetterStats]:
+        """Count dead letters by reason.
+        Errors: NOT_FOUND for the subscription.
+        """
+
+    @_abc_1.abstractmethod
     def RedriveDeadLetters(
         self,
         request: _queueing_pb2.RedriveDeadLettersRequest,
@@ -274,6 +359,37 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_queueing_pb2.Stats]:
         """Count what a subscription holds.
         Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _queueing_pb2.ListEventsRequest,
+        context: _aio.ServicerContext[_queueing_pb2.ListEventsRequest, _abc.Awaitable[_queueing_pb2.ListEventsResponse]],
+    ) -> _abc.Awaitable[_queueing_pb2.ListEventsResponse]:
+        """List events of a topic's log, oldest first.
+        Errors: NOT_FOUND, FAILED_PRECONDITION for a topic without a log, INVALID_ARGUMENT for a page token of another listing.
+        """
+
+    @_abc_1.abstractmethod
+    def Replay(
+        self,
+        request: _queueing_pb2.ReplayRequest,
+        context: _aio.ServicerContext[_queueing_pb2.ReplayRequest, _abc.Awaitable[_queueing_pb2.ReplayResponse]],
+    ) -> _abc.Awaitable[_queueing_pb2.ReplayResponse]:
+        """Deliver events of a topic's log again, to one subscription.
+        Errors: NOT_FOUND, FAILED_PRECONDITION for a topic without a log.
+        """
+
+    @_abc_1.abstractmethod
+    def Seek(
+        self,
+        request: _queueing_pb2.SeekRequest,
+        context: _aio.ServicerContext[_queueing_pb2.SeekRequest, _abc.Awaitable[_queueing_pb2.SeekResponse]],
+    ) -> _abc.Awaitable[_queueing_pb2.SeekResponse]:
+        """Set a subscription to a time or a sequence number: it is done with what came before, and gets again what the log of
+        its topic has from there on. Without a log only what is older than the time is dropped.
+        Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION for a sequence number without a log.
         """
 
 def add_QueueingServiceServicer_to_server(servicer: QueueingServiceServicer, server: _aio.Server) -> None: ...

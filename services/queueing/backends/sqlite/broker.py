@@ -1,0 +1,274 @@
+"""The embedded Broker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Self
+
+from services.queueing.backends.sqlite.catalogue import Catalogue
+from services.queueing.backends.sqlite.database import Database
+from services.queueing.backends.sqlite.dead_letters import DeadLetters
+from services.queueing.backends.sqlite.deliveries import Deliveries
+from services.queueing.backends.sqlite.events import EventLog, event
+from services.queueing.backends.sqlite.messages import Messages
+from services.queueing.domain import (
+    MAX_BATCH,
+    DeadLetter,
+    DeadLetterStats,
+    Delivery,
+    Event,
+    Events,
+    Message,
+    Position,
+    Redrive,
+    Refusal,
+    Stats,
+    Where,
+    check_messages,
+    check_refusals,
+)
+from services.queueing.resources import MAX_LEASE_S, Subscription, Topic
+from services.runtime.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+_WAIT_BOUND_S = 60.0
+
+
+class SqliteBroker:
+    """A Broker in one file; open it with `async with`.
+
+    Nothing polls: a puller sleeps until the earliest due time or the next publish.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        dedup_window_s: float = 600.0,
+        max_waiting_writes: int = 20_000,
+        full_sync: bool = True,
+    ) -> None:
+        """Open the file, made if need be.
+
+        Args:
+            file: The database.
+            dedup_window_s: How long deduplication ids are remembered.
+            max_waiting_writes: Calls that may wait for the disk.
+            full_sync: Whether what is acknowledged survives the loss of power too.
+        """
+        self._database = Database(file, max_waiting=max_waiting_writes, full_sync=full_sync)
+        self._catalogue = Catalogue(self._database)
+        self._events = EventLog(self._database, self._catalogue)
+        self._messages = Messages(self._database, self._catalogue, self._events, dedup_window_s)
+        self._deliveries = Deliveries(self._database, self._catalogue, self._messages)
+        self._dead = DeadLetters(self._database, self._catalogue, self._messages)
+
+    async def __aenter__(self) -> Self:
+        """Start the writer."""
+        await self._database.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what was taken and close."""
+        await self._database.__aexit__(kind, error, trace)
+
+    # Topics and subscriptions.
+
+    async def create_topic(self, topic: Topic) -> Topic:
+        """See Broker."""
+        return await self._database.run(lambda: self._catalogue.create_topic(topic))
+
+    async def get_topic(self, name: str) -> Topic:
+        """See Broker."""
+        return await self._database.run(lambda: self._catalogue.topic(name))
+
+    async def update_topic(self, topic: Topic) -> Topic:
+        """See Broker."""
+
+        def job() -> Topic:
+            changed = self._catalogue.update_topic(topic)
+            self._events.forget()
+            if changed.log:
+                self._events.prune(changed)
+            return changed
+
+        return await self._database.run(job)
+
+    async def list_topics(self, *, limit: int, after: str = "") -> list[Topic]:
+        """See Broker."""
+        return await self._database.run(lambda: self._catalogue.topics(limit, after))
+
+    async def delete_topic(self, name: str) -> None:
+        """See Broker."""
+
+        def job() -> None:
+            self._catalogue.delete_topic(name)
+            self._events.forget()
+
+        await self._database.run(job)
+
+    async def create_subscription(self, subscription: Subscription) -> Subscription:
+        """See Broker."""
+        return await self._database.run(lambda: self._catalogue.create_subscription(subscription))
+
+    async def get_subscription(self, name: str) -> Subscription:
+        """See Broker."""
+        return await self._database.run(lambda: self._catalogue.subscription(name))
+
+    async def update_subscription(self, subscription: Subscription) -> Subscription:
+        """See Broker."""
+
+        def job() -> Subscription:
+            changed = self._catalogue.update_subscription(subscription)
+            if changed.detached:
+                self._messages.drop_all(changed.name)
+            self._database.touched.add(changed.name)
+            return changed
+
+        return await self._database.run(job)
+
+    async def list_subscriptions(self, *, topic: str = "", limit: int, after: str = "") -> list[Subscription]:
+        """See Broker."""
+        return await self._database.run(lambda: self._catalogue.subscriptions(topic, limit, after))
+
+    async def delete_subscription(self, name: str) -> None:
+        """See Broker."""
+
+        def job() -> None:
+            self._catalogue.subscription(name)
+            self._messages.drop_all(name)
+            self._dead.purge(name, Where())
+            self._catalogue.delete_subscription(name)
+            self._database.touched.add(name)
+
+        await self._database.run(job)
+
+    # Messages.
+
+    async def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
+        """See Broker."""
+        check_messages(messages)
+        return await self._database.run(lambda: self._messages.publish(topic, messages))
+
+    async def pull(
+        self, subscription: str, *, max_messages: int, max_bytes: int, wait_s: float
+    ) -> list[Delivery]:
+        """See Broker."""
+        if not 1 <= max_messages <= MAX_BATCH:
+            raise InvalidArgumentError(f"must be 1 to {MAX_BATCH}", field="max_messages")
+        deadline = time.monotonic() + min(wait_s, _WAIT_BOUND_S)
+        while True:
+            news = self._database.news(subscription)
+            deliveries, earliest = await self._database.run(
+                lambda: self._deliveries.lease(subscription, max_messages, max_bytes)
+            )
+            left = deadline - time.monotonic()
+            if deliveries or left <= 0:
+                return deliveries
+            pause = left if earliest is None else min(left, max(0.0, earliest - time.time()))
+            try:
+                async with asyncio.timeout(pause):
+                    await news.wait()
+            except TimeoutError:
+                continue  # something is due, or the wait is over
+
+    async def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> list[str]:
+        """See Broker."""
+        return await self._database.run(lambda: self._deliveries.acknowledge(subscription, ack_ids))
+
+    async def nack(self, subscription: str, refusals: Sequence[Refusal]) -> list[str]:
+        """See Broker."""
+        check_refusals(refusals)
+        return await self._database.run(lambda: self._deliveries.nack(subscription, refusals))
+
+    async def extend(self, subscription: str, leases: Sequence[tuple[str, float]]) -> list[str]:
+        """See Broker."""
+        if not all(0 <= seconds <= MAX_LEASE_S for _, seconds in leases):
+            raise InvalidArgumentError("must be 0 to 1 h", field="deadline")
+        return await self._database.run(lambda: self._deliveries.extend(subscription, leases))
+
+    async def stats(self, subscription: str) -> Stats:
+        """See Broker."""
+
+        def job() -> Stats:
+            now = time.time()
+            self._deliveries.sweep(self._catalogue.subscription(subscription), now)
+            return self._deliveries.stats(subscription, now)
+
+        return await self._database.run(job)
+
+    # Dead letters.
+
+    async def list_dead_letters(
+        self, subscription: str, where: Where, *, limit: int, after: int = 0
+    ) -> list[DeadLetter]:
+        """See Broker."""
+
+        def job() -> list[DeadLetter]:
+            self._deliveries.sweep(self._catalogue.subscription(subscription), time.time())
+            return self._dead.read(subscription, where, limit, after)
+
+        return await self._database.run(job)
+
+    async def dead_letter_stats(self, subscription: str) -> DeadLetterStats:
+        """See Broker."""
+
+        def job() -> DeadLetterStats:
+            self._deliveries.sweep(self._catalogue.subscription(subscription), time.time())
+            return self._dead.stats(subscription)
+
+        return await self._database.run(job)
+
+    async def redrive(self, subscription: str, where: Where, how: Redrive) -> int:
+        """See Broker."""
+        return await self._database.run(lambda: self._dead.redrive(subscription, where, how))
+
+    async def purge(self, subscription: str, where: Where) -> int:
+        """See Broker."""
+        return await self._database.run(lambda: self._dead.purge(subscription, where))
+
+    # Logs.
+
+    async def list_events(self, topic: str, events: Events, *, limit: int) -> list[Event]:
+        """See Broker."""
+        return await self._database.run(
+            lambda: [event(row) for row in self._events.rows(topic, events, limit)]
+        )
+
+    async def replay(self, topic: str, events: Events, subscription: str) -> int:
+        """See Broker."""
+        return await self._database.run(lambda: self._replay(topic, events, subscription))
+
+    def _replay(self, topic: str, events: Events, name: str) -> int:
+        subscription = self._catalogue.attached(name)
+        now, done = time.time(), 0
+        for row in self._events.rows(topic, events, -1):
+            attributes = event(row).message.attributes
+            if subscription.wants(attributes):
+                self._messages.again(row[1:10], subscription, now)
+                done += 1
+        return done
+
+    async def seek(self, subscription: str, position: Position) -> None:
+        """See Broker."""
+
+        def job() -> None:
+            found = self._catalogue.attached(subscription)
+            self._database.touched.add(subscription)
+            if position.time is not None and not self._events.kept_for(found):
+                self._messages.drop_all(subscription, published_before=position.time)
+                return
+            topic = self._catalogue.topic(found.topic).name
+            wanted = Events(after=position.time or 0.0, from_sequence=position.sequence or 0)
+            self._events.rows(topic, wanted, 0)  # refuses a topic without a log before anything is dropped
+            self._messages.drop_all(subscription)
+            self._replay(topic, wanted, subscription)
+
+        await self._database.run(job)

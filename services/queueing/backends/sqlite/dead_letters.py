@@ -1,0 +1,109 @@
+"""Messages that were given up."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from services.queueing.backends.sqlite.messages import STORED, Messages, stored
+from services.queueing.domain import DeadLetter, DeadLetterStats, Redrive, Where
+from services.runtime.errors import FailedPreconditionError
+
+if TYPE_CHECKING:
+    from services.queueing.backends.sqlite.catalogue import Catalogue
+    from services.queueing.backends.sqlite.database import Database
+
+
+class DeadLetters:
+    """Reads, redrives and purges. Methods are jobs' parts, to be called in the writer's thread."""
+
+    def __init__(self, database: Database, catalogue: Catalogue, messages: Messages) -> None:
+        self._db = database.connection
+        self._catalogue = catalogue
+        self._messages = messages
+
+    def read(self, subscription: str, where: Where, limit: int, after: int) -> list[DeadLetter]:
+        """Read dead letters, oldest first."""
+        condition, values = _condition(subscription, where)
+        rows = self._db.execute(
+            f"SELECT id, died, reason, attempts, history, {STORED} FROM dead_letters"  # noqa: S608 - constants; values are bound
+            f" WHERE {condition} AND id > ? ORDER BY id LIMIT ?",
+            (*values, after, limit),
+        )
+        return [_dead_letter(row) for row in rows]
+
+    def stats(self, subscription: str) -> DeadLetterStats:
+        """Count dead letters."""
+        reasons = dict(
+            self._db.execute(
+                "SELECT reason, count(*) FROM dead_letters WHERE subscription = ?"
+                " GROUP BY reason ORDER BY count(*) DESC LIMIT 100",
+                (subscription,),
+            ).fetchall()
+        )
+        total, oldest, newest = self._db.execute(
+            "SELECT count(*), min(died), max(died) FROM dead_letters WHERE subscription = ?", (subscription,)
+        ).fetchone()
+        return DeadLetterStats(total, reasons, oldest or 0.0, newest or 0.0)
+
+    def redrive(self, name: str, where: Where, how: Redrive) -> int:
+        """Deliver dead letters again."""
+        subscription = self._catalogue.attached(name)
+        if how.topic and not self._catalogue.subscribers(how.topic):
+            raise FailedPreconditionError(
+                f"nobody subscribes to {how.topic!r}: the messages would be lost",
+                reason="TOPIC_HAS_NO_SUBSCRIBERS",
+                metadata={"topic": how.topic},
+            )
+        condition, values = _condition(name, where)
+        letters = self._db.execute(
+            f"SELECT id, {STORED}, retry FROM dead_letters WHERE {condition} ORDER BY id",  # noqa: S608 - constants; values are bound
+            values,
+        ).fetchall()
+        now, done = time.time(), 0
+        for number, *row in letters:
+            due = now + (done / how.per_second if how.per_second else 0.0)
+            if how.topic:
+                if not self._messages.forward(tuple(row), how.topic, {}, due):
+                    continue  # no subscription's filter lets it through: it stays
+            else:
+                self._messages.again(tuple(row), subscription, due)
+            self._db.execute("DELETE FROM dead_letters WHERE id = ?", (number,))
+            done += 1
+        return done
+
+    def purge(self, name: str, where: Where) -> int:
+        """Delete dead letters."""
+        self._catalogue.subscription(name)
+        condition, values = _condition(name, where)
+        return self._db.execute(f"DELETE FROM dead_letters WHERE {condition}", values).rowcount  # noqa: S608 - constants; values are bound
+
+
+def _condition(subscription: str, where: Where) -> tuple[str, list[Any]]:
+    terms, values = ["subscription = ?"], [subscription]
+    if where.ids:
+        terms.append("id IN (SELECT CAST(value AS INTEGER) FROM json_each(?))")
+        values.append(json.dumps([identifier for identifier in where.ids if identifier.isdecimal()]))
+    for term, value in (
+        ("instr(reason, ?) > 0", where.reason),
+        ("topic = ?", where.topic),
+        ("died >= ?", where.after),
+        ("died < ?", where.before),
+    ):
+        if value:
+            terms.append(term)
+            values.append(value)  # type: ignore[arg-type]
+    return " AND ".join(terms), values
+
+
+def _dead_letter(row: tuple[Any, ...]) -> DeadLetter:
+    identifier, died, reason, attempts, history, *message = row
+    return DeadLetter(
+        id=str(identifier),
+        message=stored(tuple(message)),
+        died=died,
+        reason=reason,
+        attempts=attempts,
+        history=[(when, why) for when, why in json.loads(history)],
+    )

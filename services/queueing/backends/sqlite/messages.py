@@ -1,0 +1,190 @@
+"""Messages as rows, and the deliveries that hold them.
+
+A delivery has one time, `due`: when the message may next be handed out. For a fresh message that is now, for
+a delayed or failed one later, for a leased one the end of the lease, and behind another of its ordering key
+never, until that one is gone. So waiting, delays, back-off, order and lost consumers are one indexed query.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from services.queueing.domain import Message, Stored
+from services.queueing.resources import Backoff, Priority, RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from services.queueing.backends.sqlite.catalogue import Catalogue
+    from services.queueing.backends.sqlite.database import Database
+    from services.queueing.backends.sqlite.events import EventLog
+    from services.queueing.resources import Subscription
+
+STORED = "message_id, topic, data, attributes, published, ordering_key, priority, correlation_id"
+"""Columns that messages, dead letters and events have in common; `retry` goes along."""
+PARKED = 1e15
+"""The due time of a message that waits for the one before it."""
+
+
+def stored(row: tuple[Any, ...]) -> Stored:
+    """The message in the columns STORED."""
+    message_id, topic, data, attributes, published, ordering_key, priority, correlation_id = row
+    return Stored(
+        message_id=message_id,
+        topic=topic,
+        data=data,
+        attributes=json.loads(attributes) if attributes != "{}" else {},
+        published=published,
+        ordering_key=ordering_key,
+        priority=Priority(priority),
+        correlation_id=correlation_id,
+    )
+
+
+def retry_from(text: str | None, default: RetryPolicy) -> RetryPolicy:
+    """A message's own policy, else the subscription's."""
+    if text is None:
+        return default
+    fields = json.loads(text)
+    return RetryPolicy(**{**fields, "backoff": Backoff(fields["backoff"])})
+
+
+class Messages:
+    """Stores, delivers and drops. Methods are jobs' parts, to be called in the writer's thread."""
+
+    def __init__(
+        self, database: Database, catalogue: Catalogue, events: EventLog, dedup_window_s: float
+    ) -> None:
+        self._database = database
+        self._db = database.connection
+        self._catalogue = catalogue
+        self._events = events
+        self._dedup_window_s = dedup_window_s
+
+    def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
+        """Store messages for every subscription that wants them."""
+        subscribers = self._catalogue.subscribers(topic)
+        now = time.time()
+        if any(message.dedup_id for message in messages):
+            self._db.execute("DELETE FROM dedup WHERE seen < ?", (now - self._dedup_window_s,))
+        log = self._catalogue.topic(topic) if self._events.keeps(topic) else None
+        ids = []
+        for message in messages:
+            message_id = uuid.uuid4().hex
+            before = self._seen(topic, message, message_id, now) if message.dedup_id else None
+            if before is not None:
+                ids.append(before)
+                continue
+            row = self._row(topic, message, message_id, now)
+            if log is not None:
+                self._events.append(log, row, message.attributes.get("type", ""))
+            takers = [s for s in subscribers if s.wants(message.attributes)]
+            if takers:
+                self._insert(row, takers, now, now + message.delay_s, message.ttl_s)
+            ids.append(message_id)
+        return ids
+
+    def _seen(self, topic: str, message: Message, message_id: str, now: float) -> str | None:
+        key = (topic, message.dedup_id)
+        found = self._db.execute(
+            "SELECT message_id FROM dedup WHERE topic = ? AND dedup_id = ?", key
+        ).fetchone()
+        if found:
+            return str(found[0])
+        self._db.execute("INSERT INTO dedup VALUES (?, ?, ?, ?)", (*key, message_id, now))
+        return None
+
+    @staticmethod
+    def _row(topic: str, message: Message, message_id: str, now: float) -> tuple[Any, ...]:
+        attributes = json.dumps(message.attributes) if message.attributes else "{}"
+        retry = json.dumps(asdict(message.retry)) if message.retry else None
+        return (
+            *(message_id, topic, message.data, attributes, now),
+            *(message.ordering_key, int(message.priority), message.correlation_id, retry),
+        )
+
+    def _insert(
+        self, row: tuple[Any, ...], takers: Sequence[Subscription], now: float, due: float, ttl_s: float = 0
+    ) -> None:
+        cursor = self._db.execute(
+            f"INSERT INTO messages ({STORED}, retry, holders) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constant
+            (*row, len(takers)),
+        )
+        number, size, key, priority = cursor.lastrowid, len(row[2]), row[5], row[6]
+        for taker in takers:
+            lives_s = ttl_s or taker.ttl_s
+            ordering_key, first = "", due
+            if taker.ordered:
+                # Order is stronger than priority.
+                ordering_key, priority = key, int(Priority.NORMAL)
+                if key and self._waits(taker.name, key):
+                    first = PARKED
+            self._db.execute(
+                "INSERT INTO deliveries (subscription, message, due, size, priority, ordering_key,"
+                " not_before, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(taker.name, number, first, size, priority, ordering_key, due),
+                    max(now, due) + lives_s if lives_s else None,
+                ),
+            )
+            self._database.touched.add(taker.name)
+
+    def _waits(self, subscription: str, key: str) -> bool:
+        query = "SELECT 1 FROM deliveries WHERE subscription = ? AND ordering_key = ? AND ordering_key != ''"
+        return self._db.execute(f"{query} LIMIT 1", (subscription, key)).fetchone() is not None
+
+    def again(self, row: tuple[Any, ...], subscription: Subscription, due: float) -> None:
+        """Store a copy of a message, its id and all, for one subscription."""
+        self._insert(row, [subscription], time.time(), due)
+
+    def forward(self, row: tuple[Any, ...], topic: str, extra: dict[str, str], due: float) -> bool:
+        """Store a copy of a message under another topic; false if nobody there would get it."""
+        attributes = {**json.loads(row[3]), **extra}
+        takers = [s for s in self._catalogue.subscribers(topic) if s.wants(attributes)]
+        if not takers:
+            return False
+        self._insert((row[0], topic, row[2], json.dumps(attributes), *row[4:]), takers, time.time(), due)
+        return True
+
+    def drop(self, subscription: str, number: int) -> None:
+        """Be done with a delivery, let the next of its key come, and forget a message nobody waits for."""
+        key, *_ = self._db.execute(
+            "DELETE FROM deliveries WHERE subscription = ? AND message = ? RETURNING ordering_key",
+            (subscription, number),
+        ).fetchall()
+        if key[0]:
+            self._promote(subscription, key[0])
+        (holders,) = self._db.execute(
+            "UPDATE messages SET holders = holders - 1 WHERE id = ? RETURNING holders", (number,)
+        ).fetchall()[0]
+        if holders <= 0:
+            self._db.execute("DELETE FROM messages WHERE id = ?", (number,))
+
+    def _promote(self, subscription: str, key: str) -> None:
+        self._db.execute(
+            "UPDATE deliveries SET due = not_before WHERE due = ? AND subscription = ? AND message ="
+            " (SELECT min(message) FROM deliveries"
+            " WHERE subscription = ? AND ordering_key = ? AND ordering_key != '')",
+            (PARKED, subscription, subscription, key),
+        )
+        self._database.touched.add(subscription)
+
+    def drop_all(self, subscription: str, *, published_before: float | None = None) -> None:
+        """Be done with everything that a subscription holds, or with what is older than a time."""
+        if published_before is not None:
+            numbers = self._db.execute(
+                "SELECT d.message FROM deliveries d JOIN messages m ON m.id = d.message"
+                " WHERE d.subscription = ? AND m.published < ? ORDER BY d.message",
+                (subscription, published_before),
+            ).fetchall()
+            for (number,) in numbers:
+                self.drop(subscription, number)
+            return
+        held = "SELECT message FROM deliveries WHERE subscription = ?"
+        self._db.execute(f"UPDATE messages SET holders = holders - 1 WHERE id IN ({held})", (subscription,))  # noqa: S608 - constant
+        self._db.execute(f"DELETE FROM messages WHERE holders <= 0 AND id IN ({held})", (subscription,))  # noqa: S608 - constant
+        self._db.execute("DELETE FROM deliveries WHERE subscription = ?", (subscription,))
