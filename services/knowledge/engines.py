@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +32,10 @@ BUCKET = "knowledge"
 TOPIC = SUBSCRIPTION = "knowledge-ingest"
 DIMENSION = 384
 _BATCH = 256
+_EMBED = 32
+"""Texts of one call: some batches of like lengths, and still a matter of seconds."""
+_EMBED_CALLS = 4
+_EMBED_S = 120.0
 _PART = 512 * 1024
 _BROKER_ATTEMPTS = 1000  # the most there is: ingestion itself says when a document is given up, and why
 
@@ -94,6 +100,7 @@ class Engines:
         self._storage = mesh.stub(storage_pb2_grpc.StorageServiceStub)
         self.queueing = mesh.stub(queueing_pb2_grpc.QueueingServiceStub)
         self._inference = mesh.stub(inference_pb2_grpc.InferenceServiceStub)
+        self._bulk = asyncio.Semaphore(_EMBED_CALLS)
         self._vectors = mesh.stub(vectors_pb2_grpc.VectorsServiceStub)
         self._search = mesh.stub(search_pb2_grpc.SearchServiceStub)
 
@@ -154,13 +161,27 @@ class Engines:
 
     # Inference.
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of texts: float32, one unit row each."""
-        rows: list[NDArray[np.float32]] = []
-        for start in range(0, len(texts), _BATCH):
-            request = inference_pb2.EmbedRequest(texts=texts[start : start + _BATCH])
-            response = await _told(self._inference.Embed(request, timeout=600), "inference")
-            rows += [np.frombuffer(vector.packed, "<f4") for vector in response.vectors]
+    async def embed(self, texts: Sequence[str], *, bulk: bool = False) -> NDArray[np.float32]:
+        """Vectors of texts: float32, one unit row each.
+
+        Args:
+            texts: The texts.
+            bulk: They can wait: all bulk work together has only so many calls under way, so that each of them
+                ends soon, however much there is to do and however slow the machine is.
+        """
+
+        async def part(start: int) -> list[NDArray[np.float32]]:
+            request = inference_pb2.EmbedRequest(texts=texts[start : start + _EMBED])
+            async with self._bulk if bulk else nullcontext():
+                response = await _told(self._inference.Embed(request, timeout=_EMBED_S), "inference")
+            return [np.frombuffer(vector.packed, "<f4") for vector in response.vectors]
+
+        parts = [asyncio.create_task(part(start)) for start in range(0, len(texts), _EMBED)]
+        try:
+            rows = [row for rows in await asyncio.gather(*parts) for row in rows]
+        finally:
+            for task in parts:
+                task.cancel()  # of no effect on those that are done
         return np.stack(rows) if rows else np.zeros((0, DIMENSION), np.float32)
 
     async def chat(self, system: str, question: str, *, max_tokens: int) -> AsyncGenerator[str]:

@@ -208,7 +208,7 @@ class Ingestion:
         except TimeoutError as error:
             raise ExtractionError("its text could not be extracted in time") from error
         await self._engines.store_text(task.document, task.sha256, text)
-        vectors = await self._engines.embed([entry.embedded(title) for entry in chunks])
+        vectors = await self._engines.embed([entry.embedded(title) for entry in chunks], bulk=True)
         name = collection.engine_name
         await self._engines.index(name, task.document, task.sha256, chunks, vectors)
         before = (await self._store.versions([task.document])).get(task.document)
