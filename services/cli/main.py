@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from plexus.client.state import default_state_dir
+from services.cli.mesh_commands import mesh_app
 from services.runtime.errors import PlexusError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.add_typer(mesh_app, name="mesh")
 
 StateOption = Annotated[
     Path | None,

@@ -12,17 +12,19 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from plexus.mesh.v1 import mesh_pb2_grpc
 from plexus.registry.v1 import registry_pb2_grpc
 from services.mesh.ads.hub import Hub
 from services.mesh.ads.servicer import add_to_server as add_ads
 from services.mesh.bootstrap import write_bootstrap
-from services.mesh.intentions import IntentionAuthorizer
+from services.mesh.intentions import IntentionAuthorizer, load
 from services.mesh.plane import Plane
 from services.mesh.policy.folder import FolderPolicyStore
 from services.mesh.registry.client import Registration
 from services.mesh.registry.domain import Instance
 from services.mesh.registry.local import LocalRegistry
 from services.mesh.registry.servicer import RegistryServicer
+from services.mesh.servicer import MeshServicer
 from services.mesh.trust.local import LocalCertificateSource
 from services.runtime import telemetry
 from services.runtime.config import MeshConfig, ServerConfig, Settings, TelemetryConfig, project_file
@@ -67,9 +69,8 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
 
     folder = state_dir / "data" / NAME
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    authorizer = IntentionAuthorizer(
-        mesh_config.intentions or project_file("consul/intentions"), destination=NAME
-    )
+    intentions = mesh_config.intentions or project_file("consul/intentions")
+    authorizer = IntentionAuthorizer(intentions, destination=NAME)
     # Without this a second control plane on the port would take every other connection, unnoticed.
     alone = [("grpc.so_reuseport", 0)]
     limits = server_config.model_copy(update={"max_concurrent_calls": mesh_config.max_streams})
@@ -90,6 +91,9 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
         plane.set_instances({NAME: [own]})
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
         add_ads(hub, server)
+        mesh_pb2_grpc.add_MeshServiceServicer_to_server(
+            MeshServicer(hub, plane, policies, lambda: load(intentions)), server
+        )
         health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))

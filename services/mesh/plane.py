@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,6 +30,10 @@ class Plane:
     """What is published, and why.
 
     A service once published stays: its callers are told that its last instance is gone, not left with it.
+
+    Attributes:
+        policies: The policies in force.
+        policies_changed: Set at their next change.
     """
 
     def __init__(self, hub: Hub, *, identity: Callable[[str], str] = spiffe_id) -> None:
@@ -45,6 +50,7 @@ class Plane:
         self._published: dict[str, frozenset[Key]] = {}
         self._unknown: set[str] = set()
         self.policies = PolicyTable()
+        self.policies_changed = asyncio.Event()
 
     def services(self) -> list[str]:
         """All published services."""
@@ -91,6 +97,8 @@ class Plane:
             self._build(service)
         if changed:
             log.info("policies_changed", services=sorted(changed))
+            self.policies_changed.set()
+            self.policies_changed = asyncio.Event()
         return changed
 
     def _build(self, service: str) -> None:

@@ -59,6 +59,11 @@ class RetryBudget:
         self.percent = percent
         self.min_per_second = min_per_second
 
+    def configure(self, percent: float, min_per_second: float) -> None:
+        """Set another bound."""
+        self.percent = percent
+        self.min_per_second = min_per_second
+
     def arrived(self, *, retry: bool) -> None:
         """Count a call."""
         if not retry:

@@ -25,6 +25,7 @@ from prometheus_client import start_http_server
 from plexus.client.channel import Mesh
 from services.mesh.bootstrap import write_bootstrap
 from services.mesh.intentions import IntentionAuthorizer
+from services.mesh.policy.client import follow_retry_budget
 from services.mesh.registry.client import Registration, RemoteRegistry
 from services.mesh.registry.domain import Instance
 from services.mesh.trust.local import LocalCertificateSource
@@ -164,6 +165,10 @@ async def serve(
         )
         stack.push_async_callback(runtime.cancel_loops)
         runtime.spawn(source.rotate(lambda _identity: None), name="certificate-rotation")
+        runtime.spawn(
+            follow_retry_budget(mesh.channel("control"), service.name, pipeline.retries.configure),
+            name="retry-budget",
+        )
         metrics_port = _serve_metrics(stack)
 
         await service.compose(runtime, stack)
