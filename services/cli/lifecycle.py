@@ -15,7 +15,7 @@ from services.cli.supervisor import backend, control, rundir
 from services.runtime.errors import DeadlineExceededError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 LOCK_WAIT_S = 20.0
@@ -30,12 +30,16 @@ def version() -> str:
     return metadata.version("plexus-mesh")
 
 
-def up(state_dir: Path, host: str, port: int, *, detach: bool) -> dict[str, Any] | None:
+def up(
+    state_dir: Path, host: str, port: int, *, detach: bool, scale: Sequence[str] = ()
+) -> dict[str, Any] | None:
     """Start everything; in the foreground until a signal or `plexus down`, detached until all serve.
 
     Raises:
-        PlexusError: Already running, the port is taken, or (detached) the start failed.
+        PlexusError: Already running, the port is taken, a service cannot be scaled, or (detached) the start
+            failed.
     """
+    counts = backend.scale(scale)
     run_dir = rundir.RunDir(state_dir.resolve())
     run_dir.create()
     if rundir.is_locked(run_dir):
@@ -47,7 +51,7 @@ def up(state_dir: Path, host: str, port: int, *, detach: bool) -> dict[str, Any]
     def supervise(tell: Callable[[dict[str, Any]], None], console: Any) -> None:
         lock = rundir.acquire_lock(run_dir, LOCK_WAIT_S)
         rundir.check_http_port(host, port)  # now that an edge of an earlier run is gone
-        _supervise(run_dir, lock, port, tell, console)
+        _supervise(run_dir, lock, port, counts, tell, console)
 
     if not detach:
         supervise(lambda _: None, sys.stdout)
@@ -77,6 +81,7 @@ def _supervise(
     run_dir: rundir.RunDir,
     lock: int,  # noqa: ARG001 - held open by its number; children inherit it on purpose
     port: int,
+    counts: dict[str, int],
     tell: Callable[[dict[str, Any]], None],
     console: Any,
 ) -> None:
@@ -91,7 +96,7 @@ def _supervise(
     url = f"http://127.0.0.1:{port}"
     facts = {"state_dir": str(run_dir.state_dir), "edge": url, "version": version()}
     Supervisor(
-        backend.specs(run_dir.state_dir, port, control_port),
+        backend.specs(run_dir.state_dir, port, control_port, counts),
         run_dir,
         console=console,
         on_ready=lambda: tell({"edge": url}),

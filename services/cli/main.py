@@ -62,6 +62,10 @@ def up(
         ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when everything serves.")] = False,
+    scale: Annotated[
+        list[str] | None,
+        typer.Option(help="SERVICE=COUNT: several instances of a stateless service; repeatable."),
+    ] = None,
 ) -> None:
     """Start everything and keep it running."""
     from services.cli import lifecycle  # noqa: PLC0415 - see the module's docstring
@@ -70,7 +74,7 @@ def up(
     host, http_port = edge_address(port)
     if detach:
         typer.echo("starting…", err=True)
-    report = lifecycle.up(_state(state), host, http_port, detach=detach)
+    report = lifecycle.up(_state(state), host, http_port, detach=detach, scale=scale or ())
     if report is not None:
         typer.echo(f"Plexus serves at {report['edge']} (docs: {report['edge']}/docs; stop: plexus down)")
 

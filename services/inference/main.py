@@ -52,4 +52,9 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
     )
 
 
-SERVICE = Service(name="inference", compose=compose, proto_services=("plexus.inference.v1.InferenceService",))
+SERVICE = Service(
+    name="inference",
+    compose=compose,
+    proto_services=("plexus.inference.v1.InferenceService",),
+    stateless=True,  # models are only read
+)

@@ -13,7 +13,9 @@ CERTIFICATE_PROVIDER = "plexus"
 REFRESH_INTERVAL = "1s"
 
 
-def write_bootstrap(identity_dir: Path, server_uri: str, node_id: str, zone: str = "local") -> Path:
+def write_bootstrap(
+    identity_dir: Path, server_uri: str, node_id: str, zone: str = "local", number: int = 1
+) -> Path:
     """Write `bootstrap.json` beside the identity's files.
 
     One file serves C-core, Go, Java and Node: each takes the first channel credential type it knows.
@@ -23,6 +25,7 @@ def write_bootstrap(identity_dir: Path, server_uri: str, node_id: str, zone: str
         server_uri: `host:port` of the control plane; the host is a DNS name of its certificate.
         node_id: Unique name of this process.
         zone: Where it runs; its calls stay there if a service's policy prefers that.
+        number: Which process of the identity; each has a file of its own.
 
     Returns:
         The file's path, for GRPC_XDS_BOOTSTRAP.
@@ -49,7 +52,7 @@ def write_bootstrap(identity_dir: Path, server_uri: str, node_id: str, zone: str
         "node": {"id": node_id, "cluster": "plexus", "locality": {"region": "local", "zone": zone}},
         "certificate_providers": {CERTIFICATE_PROVIDER: {"plugin_name": "file_watcher", "config": watched}},
     }
-    path = identity_dir / "bootstrap.json"
+    path = identity_dir / ("bootstrap.json" if number == 1 else f"bootstrap-{number}.json")
     temporary = path.with_suffix(f".{node_id}.tmp")
     temporary.write_text(json.dumps(content, indent=1))
     temporary.replace(path)

@@ -105,11 +105,13 @@ class Service:
         name: Mesh name, as in `xds:///<name>`.
         compose: Opens engines on the stack and adds servicers to `runtime.server`.
         proto_services: Full names, such as `plexus.vectors.v1.VectorsService`.
+        stateless: It keeps nothing of its own, so several instances may run on one machine.
     """
 
     name: str
     compose: Callable[[ServiceRuntime, AsyncExitStack], Awaitable[None]]
     proto_services: tuple[str, ...]
+    stateless: bool = False
 
 
 _REFUSABLE = 4
@@ -131,11 +133,13 @@ async def serve(
     control_port: int,
     ready: Callable[[], None],
     stop: asyncio.Event,
+    number: int = 1,
 ) -> None:
     """Run a service until `stop` is set.
 
     Args:
         service: What to run.
+        number: Which of its instances on this machine this is, from 1.
         state_dir: Folder of all state.
         control_port: Loopback port of the control plane (registry and ADS).
         ready: Called once the service is registered and SERVING.
@@ -148,7 +152,7 @@ async def serve(
     telemetry.configure_logging(service.name, telemetry_config)
     tracer, stop_tracing = telemetry.configure_tracing(service.name, telemetry_config)
     source, identity = join_mesh(
-        service.name, state_dir, control_port, mesh_config.certificate_ttl_s, mesh_config.zone
+        service.name, state_dir, control_port, mesh_config.certificate_ttl_s, mesh_config.zone, number
     )
 
     async with AsyncExitStack() as stack:
@@ -179,7 +183,7 @@ async def serve(
         port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
         await server.start()
         instance = Instance(
-            id=f"{service.name}-1",
+            id=f"{service.name}-{number}",
             service=service.name,
             address="127.0.0.1",
             port=port,
@@ -210,13 +214,22 @@ async def serve(
 
 
 def join_mesh(
-    service: str, state_dir: Path, control_port: int, ttl_s: float, zone: str = "local"
+    service: str, state_dir: Path, control_port: int, ttl_s: float, zone: str = "local", number: int = 1
 ) -> tuple[LocalCertificateSource, Identity]:
-    """Get this process its identity, and gRPC its xDS bootstrap, before the first channel is made."""
+    """Get this process its identity, and gRPC its xDS bootstrap, before the first channel is made.
+
+    Args:
+        service: Its name.
+        state_dir: Folder of all state.
+        control_port: Loopback port of the control plane.
+        ttl_s: Life of a certificate.
+        zone: Where this process runs.
+        number: Which of the service's instances; each has a bootstrap file of its own.
+    """
     source = LocalCertificateSource(state_dir, service, ttl_s)
     identity = source.ensure()
     node_id = f"{service}-{os.getpid()}"
-    bootstrap = write_bootstrap(identity.cert_path.parent, f"localhost:{control_port}", node_id, zone)
+    bootstrap = write_bootstrap(identity.cert_path.parent, f"localhost:{control_port}", node_id, zone, number)
     # gRPC reads the variable once, at the first xds channel of the process.
     os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
     return source, identity

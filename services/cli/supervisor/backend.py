@@ -9,15 +9,18 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from services.cli.supervisor.spec import ProcessSpec
+from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 SERVICES = ("vectors", "storage", "search", "inference", "queueing", "knowledge")
 NAMES = ("control", *SERVICES, "edge")
 """All processes, in the order of `plexus status`."""
+MAX_SCALE = 64
+"""Instances of one service on one machine."""
 
 _SHARED = (
     "grpc",
@@ -68,13 +71,41 @@ def thread_count() -> int:
     return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - only the number matters
 
 
-def specs(state_dir: Path, http_port: int, control_port: int) -> list[ProcessSpec]:
+def scale(texts: Sequence[str]) -> dict[str, int]:
+    """Read `SERVICE=COUNT` texts.
+
+    Raises:
+        InvalidArgumentError: One is malformed, or the service cannot run more than once.
+    """
+    counts: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in SERVICES:
+            raise InvalidArgumentError(f"--scale {text}: no such service; there are: {', '.join(SERVICES)}")
+        if not number.isdecimal() or not 1 <= int(number) <= MAX_SCALE:
+            raise InvalidArgumentError(
+                f"--scale {text}: needs a count, as in {name}=3, from 1 to {MAX_SCALE}"
+            )
+        counts[name] = int(number)
+        main = importlib.import_module(f"services.{name}.main")
+        if counts[name] > 1 and not main.SERVICE.stateless:
+            raise InvalidArgumentError(
+                f"--scale {text}: {name} keeps its data in an embedded engine, which has one owner: "
+                "one instance is all there can be on a state folder"
+            )
+    return counts
+
+
+def specs(
+    state_dir: Path, http_port: int, control_port: int, counts: Mapping[str, int] | None = None
+) -> list[ProcessSpec]:
     """Control plane, services, edge: started in this order, stopped from the outside in.
 
     Args:
         state_dir: The state folder.
         http_port: Where the edge listens.
         control_port: Where the control plane listens.
+        counts: Instances of services that have more than one.
     """
 
     async def control(ready: Callable[[], None], stop: asyncio.Event) -> None:
@@ -85,18 +116,32 @@ def specs(state_dir: Path, http_port: int, control_port: int) -> list[ProcessSpe
         main = importlib.import_module("services.gateway.main")
         await main.serve(state_dir, http_port, control_port, ready, stop)
 
-    def service(name: str) -> Callable[[Callable[[], None], asyncio.Event], Any]:
+    def service(name: str, number: int) -> Callable[[Callable[[], None], asyncio.Event], Any]:
         async def run(ready: Callable[[], None], stop: asyncio.Event) -> None:
             runtime = importlib.import_module("services.runtime.service")
             main = importlib.import_module(f"services.{name}.main")
             await runtime.serve(
-                main.SERVICE, state_dir=state_dir, control_port=control_port, ready=ready, stop=stop
+                main.SERVICE,
+                state_dir=state_dir,
+                control_port=control_port,
+                ready=ready,
+                stop=stop,
+                number=number,
             )
 
         return run
 
     return [
         ProcessSpec("control", control, 0, 3, f"127.0.0.1:{control_port}"),
-        *(ProcessSpec(name, service(name), 1, 1 if name == "knowledge" else 2) for name in SERVICES),
+        *(
+            ProcessSpec(
+                name if number == 1 else f"{name}-{number}",
+                service(name, number),
+                1,
+                1 if name == "knowledge" else 2,
+            )
+            for name in SERVICES
+            for number in range(1, (counts or {}).get(name, 1) + 1)
+        ),
         ProcessSpec("edge", edge, 1, 0, f"127.0.0.1:{http_port}"),
     ]
