@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 CERTIFICATE_PROVIDER = "plexus"
@@ -14,7 +15,7 @@ REFRESH_INTERVAL = "1s"
 
 
 def write_bootstrap(
-    identity_dir: Path, server_uri: str, node_id: str, zone: str = "local", number: int = 1
+    identity_dir: Path, servers: Sequence[str], node_id: str, zone: str = "local", number: int = 1
 ) -> Path:
     """Write `bootstrap.json` beside the identity's files.
 
@@ -22,7 +23,9 @@ def write_bootstrap(
 
     Args:
         identity_dir: Folder with ca.pem, cert.pem and key.pem.
-        server_uri: `host:port` of the control plane; the host is a DNS name of its certificate.
+        servers: `host:port` of the control planes; each host is a DNS name of its certificate. A name with
+            several addresses is the better way to have several: clients go from one that ends to another at
+            once, while to the next name of a list they go only for what they do not know yet.
         node_id: Unique name of this process.
         zone: Where it runs; its calls stay there if a service's policy prefers that.
         number: Which process of the identity; each has a file of its own.
@@ -39,7 +42,7 @@ def write_bootstrap(
     content = {
         "xds_servers": [
             {
-                "server_uri": server_uri,
+                "server_uri": server,
                 # A control plane that forgets must not take its clients down.
                 "server_features": ["xds_v3", "ignore_resource_deletion"],
                 "channel_creds": [
@@ -48,6 +51,7 @@ def write_bootstrap(
                     {"type": "google_default"},
                 ],
             }
+            for server in servers
         ],
         "node": {"id": node_id, "cluster": "plexus", "locality": {"region": "local", "zone": zone}},
         "certificate_providers": {CERTIFICATE_PROVIDER: {"plugin_name": "file_watcher", "config": watched}},

@@ -65,7 +65,7 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     identity = source.ensure()
     # An identity for the command and for any gRPC client that this user runs.
     visitor = LocalCertificateSource(state_dir, "cli", mesh_config.certificate_ttl_s)
-    write_bootstrap(visitor.ensure().cert_path.parent, f"localhost:{port}", "cli", mesh_config.zone)
+    write_bootstrap(visitor.ensure().cert_path.parent, [f"localhost:{port}"], "cli", mesh_config.zone)
 
     folder = state_dir / "data" / NAME
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_validator
 
 from services.runtime.errors import FieldViolation, InvalidArgumentError
 
@@ -73,8 +73,21 @@ class MeshConfig(Section):
     writes goes into the state folder and comes first."""
     zone: str = "local"
     """Failure domain that this process runs in."""
+    control_planes: tuple[str, ...] = ()
+    """Control planes as host:port, comma separated in a variable; default: the one that `plexus up` started.
+    One name with several addresses, as in Consul's DNS, beats several names: clients go from an address that
+    ends to the next at once, but to another name only for services they do not know yet."""
     max_streams: int = 20_000
     """Calls that the control plane handles at once; every client of the mesh holds a stream."""
+
+    @field_validator("control_planes", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
 
 
 class TelemetryConfig(Section):

@@ -35,7 +35,7 @@ from services.runtime.credentials import server_credentials
 from services.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from pathlib import Path
 
     from services.mesh.trust.domain import Identity
@@ -152,7 +152,13 @@ async def serve(
     telemetry.configure_logging(service.name, telemetry_config)
     tracer, stop_tracing = telemetry.configure_tracing(service.name, telemetry_config)
     source, identity = join_mesh(
-        service.name, state_dir, control_port, mesh_config.certificate_ttl_s, mesh_config.zone, number
+        service.name,
+        state_dir,
+        control_port,
+        mesh_config.certificate_ttl_s,
+        mesh_config.zone,
+        number=number,
+        control_planes=mesh_config.control_planes,
     )
 
     async with AsyncExitStack() as stack:
@@ -214,22 +220,31 @@ async def serve(
 
 
 def join_mesh(
-    service: str, state_dir: Path, control_port: int, ttl_s: float, zone: str = "local", number: int = 1
+    service: str,
+    state_dir: Path,
+    control_port: int,
+    ttl_s: float,
+    zone: str = "local",
+    *,
+    number: int = 1,
+    control_planes: Sequence[str] = (),
 ) -> tuple[LocalCertificateSource, Identity]:
     """Get this process its identity, and gRPC its xDS bootstrap, before the first channel is made.
 
     Args:
         service: Its name.
         state_dir: Folder of all state.
-        control_port: Loopback port of the control plane.
+        control_port: Loopback port of the control plane, if `control_planes` names none.
         ttl_s: Life of a certificate.
         zone: Where this process runs.
         number: Which of the service's instances; each has a bootstrap file of its own.
+        control_planes: Control planes as host:port.
     """
     source = LocalCertificateSource(state_dir, service, ttl_s)
     identity = source.ensure()
     node_id = f"{service}-{os.getpid()}"
-    bootstrap = write_bootstrap(identity.cert_path.parent, f"localhost:{control_port}", node_id, zone, number)
+    servers = control_planes or [f"localhost:{control_port}"]
+    bootstrap = write_bootstrap(identity.cert_path.parent, servers, node_id, zone, number)
     # gRPC reads the variable once, at the first xds channel of the process.
     os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
     return source, identity

@@ -30,7 +30,7 @@ from services.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 CALLER = Path(__file__).with_name("caller.py")
 ANSWER_S = 90.0
@@ -151,25 +151,37 @@ class Client:
 class Traffic:
     """`async with Traffic(folder) as traffic`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1", port: int = 0) -> None:
         self.folder = folder
+        self.host = host
+        self.control: grpc.aio.Server | None = None
         self.state = folder / "state"
         self.hub = Hub()
         self.plane = Plane(self.hub)
         self.servers: dict[str, Server] = {}
-        self.port = 0
+        self.port = port
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        await self.start_control()
+        self._stack.push_async_callback(self.stop_control)
+        return self
+
+    async def start_control(self) -> None:
         identity = LocalCertificateSource(self.state, "control", 3600).ensure()
         server = grpc.aio.server(
             interceptors=[Pipeline("control", ServerConfig(), AllowAll())], options=NO_REUSE
         )
         add_to_server(self.hub, server)
-        self.port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
+        self.port = server.add_secure_port(f"{self.host}:{self.port}", server_credentials(identity))
         await server.start()
-        self._stack.push_async_callback(server.stop, None)
-        return self
+        self.control = server
+
+    async def stop_control(self) -> None:
+        """End it as a crash would: no stream is told."""
+        if self.control is not None:
+            server, self.control = self.control, None
+            await server.stop(None)
 
     async def __aexit__(self, *_exit: object) -> None:
         for server in self.servers.values():
@@ -201,13 +213,13 @@ class Traffic:
         self.plane.set_policies({service: Document(f"{service}.yaml", f"service: {service}\n{text}")})
         assert self.plane.policies.refusals == {}
 
-    async def client(self, zone: str = "local") -> Client:
+    async def client(self, zone: str = "local", *, controls: Sequence[str] = ()) -> Client:
         identity = LocalCertificateSource(self.state, "cli", 3600).ensure()
         folder = self.folder / f"client-{zone}"
         folder.mkdir()
         for path in (identity.cert_path, identity.key_path, identity.ca_path):
             (folder / path.name).write_bytes(path.read_bytes())
-        bootstrap = write_bootstrap(folder, f"localhost:{self.port}", f"client-{zone}", zone)
+        bootstrap = write_bootstrap(folder, controls or [f"localhost:{self.port}"], f"client-{zone}", zone)
         errors = folder / "errors.log"
         with errors.open("w") as file:
             process = await asyncio.create_subprocess_exec(
