@@ -7,6 +7,7 @@ A section or key that nobody reads is an error: a typo must not silently become 
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,9 @@ class Settings:
             for problem in error.errors(include_url=False, include_input=False):
                 key = ".".join((name, *map(str, problem["loc"])))
                 source = self._sources.get(key, "configuration")
-                violations.append(FieldViolation(key, f"{problem['msg']} (from {source})"))
+                unknown = problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1
+                text = _unknown_key(str(problem["loc"][0]), model) if unknown else problem["msg"]
+                violations.append(FieldViolation(key, f"{text} (from {source})"))
             text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
             raise InvalidArgumentError(text, violations=violations, reason="CONFIG_INVALID") from error
 
@@ -216,6 +219,11 @@ class Settings:
             )
             rows.append(Explained(full, "" if shown is None else str(shown), source))
         return rows
+
+
+def _unknown_key(key: str, model: type[Section]) -> str:
+    close = difflib.get_close_matches(key, model.model_fields, n=1)
+    return f"unknown key; did you mean {close[0]}?" if close else "unknown key; see `plexus config` for all"
 
 
 def _leaves(keys: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 HANDBOOK = ROOT / "examples" / "handbook"
 PAGES = [ROOT / "README.md", *sorted(HANDBOOK.glob("*.md"))]
+GENERATED = frozenset({"cli.md", "keys.md", "rest.md"})
+"""Written by tools.handbook from the code's own words."""
 RUN = frozenset({"bash", "console", "python"})
 SHOWN = frozenset({"json", "text"})
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)

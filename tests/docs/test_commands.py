@@ -1,7 +1,8 @@
 """Every command and program of README.md and the handbook, run as a reader would run it.
 
 The blocks of one page run in order in one shell, so that a variable set in one is there in the next. The
-address of the pages, 127.0.0.1:8000, is replaced by that of the test's own backend.
+address of the pages, 127.0.0.1:8000, is replaced by that of the test's own backend, and port 8123, of a
+second Plexus, by a free one.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.docs.pages import PAGES, ROOT, fits, read
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from tests.docs.pages import Page
     from tests.e2e.backend import Backend
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-ADDRESS = "127.0.0.1:8000"
+PORT, SECOND_PORT = "8000", "8123"
 WITHIN_S = 500
 RUNNABLE = [page for page in map(read, PAGES) if page.steps()]
 
@@ -38,11 +40,11 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def script_of(page: Page, folder: Path, address: str) -> str:
+def script_of(page: Page, folder: Path, ports: dict[str, str]) -> str:
     """One bash script of all steps; each writes what it prints to `N.out`."""
     lines = ["set -euo pipefail"]
     for number, step in enumerate(page.steps()):
-        text = step.text.replace(ADDRESS, address)
+        text = _replaced(step.text, ports)
         if step.language == "python":
             program = folder / f"{number}.py"
             program.write_text(text)
@@ -51,15 +53,21 @@ def script_of(page: Page, folder: Path, address: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _replaced(text: str, ports: dict[str, str]) -> str:
+    for old, new in ports.items():
+        text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}").replace(f"--port {old}", f"--port {new}")
+    return text
+
+
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
 def test_each_command_works_and_prints_what_the_page_shows(
     backend: Backend, checkout: Path, tmp_path_factory: pytest.TempPathFactory, page: Page
 ) -> None:
-    backend.wait_serving()
+    backend.wait_serving(within_s=120)
     folder = tmp_path_factory.mktemp("steps")
-    address = f"127.0.0.1:{backend.port}"
+    ports = {PORT: str(backend.port), SECOND_PORT: str(free_port())}
     script = folder / "page.sh"
-    script.write_text(script_of(page, folder, address))
+    script.write_text(script_of(page, folder, ports))
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PLEXUS_", "GRPC_"))}
     done = subprocess.run(
         ["bash", str(script)],
@@ -86,7 +94,7 @@ def test_each_command_works_and_prints_what_the_page_shows(
             f"printed: {printed}\n{done.stderr}\n{backend.log_tail()}"
         )
     for number, step in enumerate(steps):
-        printed = (folder / f"{number}.out").read_text().replace(address, ADDRESS)
+        printed = _replaced((folder / f"{number}.out").read_text(), {new: old for old, new in ports.items()})
         assert fits(step, printed), (
             f"{page.name}:{step.line}\n{step.text}\nprinted:\n{printed}\n"
             f"not, as the page shows:\n{step.expected}"
