@@ -81,8 +81,13 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
 
     async with AsyncExitStack() as stack:
         registry = await stack.enter_async_context(LocalRegistry(folder / "catalogue.json"))
+        metrics = telemetry.serve_metrics(stack)
         own = Instance(
-            id="control-1", service=NAME, address="127.0.0.1", port=port, meta={"pid": str(os.getpid())}
+            id="control-1",
+            service=NAME,
+            address="127.0.0.1",
+            port=port,
+            meta={"pid": str(os.getpid()), "metrics": f"127.0.0.1:{metrics}"},
         )
         # Before anyone connects: a first service that finds no endpoint of the registry would back off.
         await registry.register(own, lease_s=mesh_config.lease_s)

@@ -20,7 +20,6 @@ import grpc.aio
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from prometheus_client import start_http_server
 
 from plexus.client.channel import Mesh
 from services.mesh.bootstrap import write_bootstrap
@@ -179,7 +178,7 @@ async def serve(
             follow_retry_budget(mesh.channel("control"), service.name, pipeline.retries.configure),
             name="retry-budget",
         )
-        metrics_port = _serve_metrics(stack)
+        metrics_port = telemetry.serve_metrics(stack)
 
         await service.compose(runtime, stack)
         if server_config.reflection:
@@ -248,15 +247,6 @@ def join_mesh(
     # gRPC reads the variable once, at the first xds channel of the process.
     os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
     return source, identity
-
-
-def _serve_metrics(stack: AsyncExitStack) -> int:
-    """Serve /metrics on a free loopback port until the stack closes; return the port."""
-    server, thread = start_http_server(0, addr="127.0.0.1")
-    stack.callback(server.server_close)
-    stack.callback(thread.join)
-    stack.callback(server.shutdown)
-    return server.server_port
 
 
 async def _first(*waits: Any) -> None:

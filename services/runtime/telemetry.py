@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from opentelemetry import trace
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from plexus.client.propagation import call_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AsyncExitStack
 
     from opentelemetry.trace import Tracer
 
@@ -65,6 +66,15 @@ def configure_logging(service: str, config: TelemetryConfig) -> None:
     structlog.contextvars.bind_contextvars(service=service)
     # Libraries log through the standard module; warnings and worse are shown in the same stream.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+
+
+def serve_metrics(stack: AsyncExitStack) -> int:
+    """Serve /metrics on a free loopback port until the stack closes; return the port."""
+    server, thread = start_http_server(0, addr="127.0.0.1")
+    stack.callback(server.server_close)
+    stack.callback(thread.join)
+    stack.callback(server.shutdown)
+    return server.server_port
 
 
 def configure_tracing(service: str, config: TelemetryConfig) -> tuple[Tracer | None, Callable[[], None]]:
