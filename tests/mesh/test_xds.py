@@ -162,17 +162,17 @@ async def test_an_instance_that_answers_unavailable_is_made_up_for_by_another(wo
 
 async def test_another_service_on_a_dead_instances_port_is_never_believed(world: World) -> None:
     await world.start("control")
-    first, client = await asyncio.gather(world.server("v-1"), world.start("client"))
+    port = ("--port", str(free_port()))
+    first, client = await asyncio.gather(world.server("v-1", *port), world.start("client"))
     await client.command("until", ["v-1"])
     await first.kill()
-    where = ("--port", str(first.port), "--unregistered")
-    impostor = await world.server("impostor", "--service", "storage", *where)
+    impostor = await world.server("impostor", "--service", "storage", "--unregistered", *port)
     seen = await client.command("calls", 20)
     assert len(seen) > 0
     assert all(answer.startswith("UNAVAILABLE") for answer in seen), seen
     # The refusal is about who it is, not about the port: the right identity there is believed.
     await impostor.kill()
-    await world.server("v-1", *where)
+    await world.server("v-1", "--unregistered", *port)
     await client.command("until", ["v-1"])
 
 
