@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 PEERS = Path(__file__).with_name("peers.py")
-ANSWER_S = 30.0
+ANSWER_S = 90.0
 
 
 class Peer:
