@@ -217,6 +217,45 @@ def models_pull(
         typer.echo(f"{name} is here")
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def join(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="Program to run in the mesh; default: none, stay until Ctrl-C.")
+    ] = None,
+    *,
+    service: Annotated[str, typer.Option(help="Name to join under.")],
+    language: Annotated[str, typer.Option(help="env, go, java, node, cpp or python: shows how.")] = "env",
+    port: Annotated[
+        int | None, typer.Option(help="Port of a server to register while it answers.", min=1, max=65535)
+    ] = None,
+    address: Annotated[str, typer.Option(help="IP address of that server.")] = "127.0.0.1",
+    version: Annotated[str, typer.Option(help="Version of its software.")] = "",
+    zone: Annotated[str, typer.Option(help="Failure domain. Default: PLEXUS_MESH__ZONE, else local.")] = "",
+    weight: Annotated[int, typer.Option(help="Share of calls relative to others.", min=1, max=1000)] = 1,
+    once: Annotated[bool, typer.Option("--once", help="Make the files, print, and end.")] = False,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a program of any language into the mesh: bootstrap, fresh certificates, environment."""
+    from services.cli import join as joining  # noqa: PLC0415 - see the module's docstring
+
+    tongue = joining.language_of(language)
+    made = joining.Join(_state(state), service, zone=zone)
+    instance = None if port is None else made.instance(address, port, version, weight)
+    if as_json:
+        _print_json(joining.report(made.joined, tongue))
+    elif not command:
+        for line in made.joined.exports():
+            typer.echo(line)
+    if not as_json:
+        for line in joining.instructions(tongue):
+            typer.echo(line, err=bool(command))
+    if not once:
+        note = f"# {service} is in the mesh; certificates are kept fresh until this ends"
+        code = made.stay(instance, command or (), lambda: typer.echo(note, err=True))
+        raise typer.Exit(code)
+
+
 @app.command()
 def config(as_json: JsonOption = False) -> None:
     """Print every configuration value and where it comes from; secrets are masked."""

@@ -15,7 +15,7 @@ REFRESH_INTERVAL = "1s"
 
 
 def write_bootstrap(
-    identity_dir: Path, servers: Sequence[str], node_id: str, zone: str = "local", number: int = 1
+    identity_dir: Path, servers: Sequence[str], node_id: str, zone: str = "local", slot: str = ""
 ) -> Path:
     """Write `bootstrap.json` beside the identity's files.
 
@@ -28,7 +28,7 @@ def write_bootstrap(
             once, while to the next name of a list they go only for what they do not know yet.
         node_id: Unique name of this process.
         zone: Where it runs; its calls stay there if a service's policy prefers that.
-        number: Which process of the identity; each has a file of its own.
+        slot: Which of the identity's programs; each has a file of its own.
 
     Returns:
         The file's path, for GRPC_XDS_BOOTSTRAP.
@@ -56,7 +56,7 @@ def write_bootstrap(
         "node": {"id": node_id, "cluster": "plexus", "locality": {"region": "local", "zone": zone}},
         "certificate_providers": {CERTIFICATE_PROVIDER: {"plugin_name": "file_watcher", "config": watched}},
     }
-    path = identity_dir / ("bootstrap.json" if number == 1 else f"bootstrap-{number}.json")
+    path = identity_dir / (f"bootstrap-{slot}.json" if slot else "bootstrap.json")
     temporary = path.with_suffix(f".{node_id}.tmp")
     temporary.write_text(json.dumps(content, indent=1))
     temporary.replace(path)

@@ -242,8 +242,9 @@ def join_mesh(
     source = LocalCertificateSource(state_dir, service, ttl_s)
     identity = source.ensure()
     node_id = f"{service}-{os.getpid()}"
+    slot = "" if number == 1 else str(number)
     servers = control_planes or [f"localhost:{control_port}"]
-    bootstrap = write_bootstrap(identity.cert_path.parent, servers, node_id, zone, number)
+    bootstrap = write_bootstrap(identity.cert_path.parent, servers, node_id, zone, slot)
     # gRPC reads the variable once, at the first xds channel of the process.
     os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
     return source, identity

@@ -1,0 +1,1 @@
+"""Programs of any language in the mesh: bootstrap, certificate files kept fresh, registration."""
