@@ -6,9 +6,11 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from services.knowledge.citations import Evidence, Sentence, SentenceStream, cite, sentences, words
-from services.knowledge.domain import Mode, Passage
+from services.knowledge.citations import Evidence, Sentence, SentenceStream, cite, words
+from services.knowledge.domain import Mode, Passage, Style
 from services.knowledge.fusion import fuse
+from services.knowledge.quoting import choose, quoted
+from services.knowledge.statements import statements
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -23,6 +25,9 @@ _CANDIDATES = 40
 _PROMPT_PASSAGES = 3
 """Passages given to the model: small ones lose the thread in more."""
 _PROMPT_CHARACTERS = 1200
+_UNKNOWN = "I don't know from these documents."
+_MEANS_THAT = 0.5
+"""Cosine from which an unsupported sentence stands for a statement of the documents."""
 _INSTRUCTION = (
     "Answer the question in one to three short sentences, using only the passages below. "
     "If they do not answer it, say so.\n\n"
@@ -82,11 +87,57 @@ class Answering:
                 break
         return passages
 
-    async def answer(self, question: str, passages: Sequence[Passage]) -> AsyncIterator[Sentence]:
-        """The sentences of a generated answer, each with its support."""
-        if not passages:
+    async def answer(
+        self, question: str, passages: Sequence[Passage], style: Style | None = None
+    ) -> AsyncIterator[Sentence]:
+        """The sentences of an answer, each with its support; one that says so if nothing answers it.
+
+        Args:
+            question: The question.
+            passages: What to answer from, best first.
+            style: Quoted from the passages, or written by the chat model; None for the configured one.
+        """
+        found = [(owner, each) for owner, passage in enumerate(passages) for each in statements(passage.text)]
+        headings = [" > ".join((*passage.headings,)) or passage.title for passage in passages]
+        texts = [question, *headings, *(statement.text for _, statement in found)]
+        vector, *_ = vectors = await self._engines.embed(texts)
+        above, vectors = vectors[1 : 1 + len(headings)], vectors[1 + len(headings) :]
+        chosen = choose(question, vector, passages, found, vectors, above)
+        if not chosen:
+            yield Sentence(_UNKNOWN, supported=False, citation=0, support=0.0)
             return
-        evidence = await self._evidence(passages)
+        evidence = Evidence(
+            owners=[owner for owner, _ in found],
+            places=[
+                (passages[owner].start + each.start, passages[owner].start + each.end)
+                for owner, each in found
+            ],
+            vectors=vectors,
+            words=[words(" ".join((*passage.headings, passage.text))) for passage in passages],
+        )
+
+        def quote(position: int) -> Sentence:
+            owner, statement = found[position]
+            text = quoted(statement, passages[owner])
+            return cite(text, vectors[position], evidence, threshold=self._config.support_threshold)
+
+        if (style or self._config.answer_style) is Style.QUOTED:
+            for position in chosen:
+                yield quote(position)
+            return
+        said: set[int] = set()
+        async for sentence in self._written(question, passages):
+            (vector,) = await self._engines.embed([sentence])
+            own = cite(sentence, vector, evidence, threshold=self._config.support_threshold)
+            nearest = int((vectors @ vector).argmax())
+            if own.supported or float(vectors[nearest] @ vector) < _MEANS_THAT:
+                yield own
+            elif nearest not in said:
+                said.add(nearest)
+                yield quote(nearest)  # what the model meant, in the documents' words
+
+    async def _written(self, question: str, passages: Sequence[Passage]) -> AsyncIterator[str]:
+        """The chat model's sentences, up to the first that it repeats."""
         prompt = _INSTRUCTION + "\n\n".join(
             f"{' > '.join((passage.title, *passage.headings[1:]))}:\n{passage.text[:_PROMPT_CHARACTERS]}"
             for passage in passages[:_PROMPT_PASSAGES]
@@ -100,24 +151,10 @@ class Answering:
                     if sentence in said:
                         return  # small models fall into loops; the first repetition is the end of the answer
                     said.add(sentence)
-                    yield await self._cite(sentence, evidence)
+                    yield sentence
         for sentence in stream.finish():
             if sentence not in said:
-                yield await self._cite(sentence, evidence)
-
-    async def _evidence(self, passages: Sequence[Passage]) -> Evidence:
-        owners: list[int] = []
-        texts: list[str] = []
-        for position, passage in enumerate(passages):
-            for sentence in sentences(passage.text):
-                owners.append(position)
-                texts.append(sentence)
-        vectors = await self._engines.embed(texts)
-        return Evidence(owners, vectors, [words(passage.text) for passage in passages])
-
-    async def _cite(self, sentence: str, evidence: Evidence) -> Sentence:
-        (vector,) = await self._engines.embed([sentence])
-        return cite(sentence, vector, evidence, threshold=self._config.support_threshold)
+                yield sentence
 
 
 def _key(entry: Found) -> tuple[str, int, str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MEANING_WEIGHT = 0.7
 """Share of the cosine in the support; the rest is the share of the sentence's words found in the passage."""
-_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9`*-])|\n{2,}|\n(?=[-*] |\d+\. )")
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9`*-])|\n{2,}|\n(?=[-*] |\d+\. )")
 _WORD = re.compile(r"[a-z0-9_]{3,}")
 _STOP = frozenset(
     (
@@ -60,23 +60,42 @@ _STOP = frozenset(
         "use",
         "used",
         "using",
+        "does",
+        "did",
+        "get",
+        "there",
+        "much",
+        "many",
+        "happen",
+        "happens",
     )
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence of an answer; `citation` is a passage's number, 0 without support."""
+    """A sentence of an answer.
+
+    Attributes:
+        text: The sentence.
+        supported: Whether a passage supports it.
+        citation: Number of that passage, 0 without support.
+        support: How well the best passage supports it, 0 to 1.
+        start: First character, in the document's text, of the statement that supports it.
+        end: The character after its last.
+    """
 
     text: str
     supported: bool
     citation: int
     support: float
+    start: int = 0
+    end: int = 0
 
 
 def sentences(text: str) -> list[str]:
     """Split a text into sentences; the end of a piece counts as the end of its last sentence."""
-    return [part.strip() for part in _END.split(text) if part.strip()]
+    return [part.strip() for part in SENTENCE_END.split(text) if part.strip()]
 
 
 class SentenceStream:
@@ -90,7 +109,7 @@ class SentenceStream:
         self._text += piece
         complete: list[str] = []
         start = 0
-        for match in _END.finditer(self._text):
+        for match in SENTENCE_END.finditer(self._text):
             if match.end() == len(self._text):
                 break  # what follows may still change where the sentence ends
             complete.append(self._text[start : match.start()].strip())
@@ -112,15 +131,17 @@ def words(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The passages of an answer, ready to be compared with.
+    """The statements of the passages of an answer, ready to be compared with.
 
     Attributes:
-        owners: Position of the passage that each row of `vectors` is a sentence of.
-        vectors: float32, one unit vector a row.
+        owners: Position of the passage that each statement is of.
+        places: Its first character and the one after its last, in the document's text.
+        vectors: float32, one unit vector a statement.
         words: Words of each passage.
     """
 
     owners: list[int]
+    places: list[tuple[int, int]]
     vectors: NDArray[np.float32]
     words: list[frozenset[str]]
 
@@ -134,15 +155,15 @@ def cite(sentence: str, vector: NDArray[np.float32], evidence: Evidence, *, thre
         evidence: The passages.
         threshold: Support from which on it counts as supported.
     """
-    cosines = evidence.vectors @ vector
+    if not evidence.owners:
+        return Sentence(sentence, supported=False, citation=0, support=0.0)
     mine = words(sentence)
-    support = np.zeros(len(evidence.words), np.float32)
-    for row, owner in enumerate(evidence.owners):
-        support[owner] = max(support[owner], MEANING_WEIGHT * max(0.0, float(cosines[row])))
-    for position, theirs in enumerate(evidence.words):
-        share = len(mine & theirs) / len(mine) if mine else 0.0
-        support[position] += (1 - MEANING_WEIGHT) * share
-    best = int(support.argmax()) if len(support) else 0
-    score = min(1.0, float(support[best])) if len(support) else 0.0
-    supported = score >= threshold
-    return Sentence(sentence, supported, best + 1 if supported else 0, round(score, 4))
+    shares = [len(mine & theirs) / len(mine) if mine else 0.0 for theirs in evidence.words]
+    support = MEANING_WEIGHT * np.maximum(evidence.vectors @ vector, 0.0)
+    support += (1 - MEANING_WEIGHT) * np.array([shares[owner] for owner in evidence.owners], np.float32)
+    best = int(support.argmax())
+    score = min(1.0, round(float(support[best]), 4))
+    if score < threshold:
+        return Sentence(sentence, supported=False, citation=0, support=score)
+    start, end = evidence.places[best]
+    return Sentence(sentence, True, evidence.owners[best] + 1, score, start, end)  # noqa: FBT003 - as named

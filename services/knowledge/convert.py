@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from google.protobuf import timestamp_pb2
 
 from plexus.knowledge.v1 import knowledge_pb2
-from services.knowledge.domain import ChunkingPolicy, Collection, Document, DocumentInput, Mode, State
+from services.knowledge.domain import ChunkingPolicy, Collection, Document, DocumentInput, Mode, State, Style
+from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from services.knowledge.citations import Sentence
@@ -26,6 +27,13 @@ _MODES = {
 }
 
 
+_STYLES = {
+    knowledge_pb2.ANSWER_STYLE_UNSPECIFIED: None,
+    knowledge_pb2.ANSWER_STYLE_QUOTED: Style.QUOTED,
+    knowledge_pb2.ANSWER_STYLE_WRITTEN: Style.WRITTEN,
+}
+
+
 def _timestamp(value: float) -> timestamp_pb2.Timestamp:
     timestamp = timestamp_pb2.Timestamp()
     timestamp.FromMicroseconds(round(value * 1e6))
@@ -33,8 +41,25 @@ def _timestamp(value: float) -> timestamp_pb2.Timestamp:
 
 
 def mode_from(mode: knowledge_pb2.SearchMode.ValueType) -> Mode:
-    """The domain's mode; hybrid if unspecified."""
+    """The domain's mode; hybrid if unspecified.
+
+    Raises:
+        InvalidArgumentError: There is no such mode.
+    """
+    if mode not in _MODES:
+        raise InvalidArgumentError("unknown mode", field="mode")
     return _MODES[mode]
+
+
+def style_from(style: knowledge_pb2.AnswerStyle.ValueType) -> Style | None:
+    """The domain's style; None for the configured one.
+
+    Raises:
+        InvalidArgumentError: There is no such style.
+    """
+    if style not in _STYLES:
+        raise InvalidArgumentError("unknown style", field="style")
+    return _STYLES[style]
 
 
 def collection_from(message: knowledge_pb2.Collection) -> Collection:
@@ -118,4 +143,6 @@ def sentence_to(sentence: Sentence) -> knowledge_pb2.Sentence:
         supported=sentence.supported,
         citation=sentence.citation,
         support=sentence.support,
+        start=sentence.start,
+        end=sentence.end,
     )

@@ -32,6 +32,13 @@ class Mode(StrEnum):
     HYBRID = "hybrid"
 
 
+class Style(StrEnum):
+    """How an answer is made."""
+
+    QUOTED = "quoted"
+    WRITTEN = "written"
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkingPolicy:
     """How text is cut, in characters."""

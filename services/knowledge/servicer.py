@@ -151,7 +151,7 @@ class KnowledgeServicer(knowledge_pb2_grpc.KnowledgeServiceServicer):
             yield knowledge_pb2.AskResponse(answer=knowledge_pb2.Answer(citations=shown))
             return
         answer = []
-        async for sentence in self._answering.answer(question, passages):
+        async for sentence in self._answering.answer(question, passages, convert.style_from(request.style)):
             answer.append(sentence)
             yield knowledge_pb2.AskResponse(sentence=convert.sentence_to(sentence))
         whole = knowledge_pb2.Answer(

@@ -91,10 +91,15 @@ def _definitions_to_sections(main: HtmlElement) -> None:
             level = int(element.tag[1])
             continue
         depth = sum(1 for above in element.iterancestors("div") if above.get("data-section"))
+        container = element.getparent()
         for term in list(element.iterchildren("dt")):
             description = term.getnext()
-            anchored = term.get("id") is not None and description is not None and description.tag == "dd"
-            if anchored and len("".join(description.itertext())) >= _LONG_DEFINITION:
+            if term.get("id") is None or description is None or description.tag != "dd":
+                continue
+            # What follows a section beside it is one too: it would be taken for a part of that otherwise.
+            follows = container.get("data-sections") == str(level)
+            if follows or len("".join(description.itertext())) >= _LONG_DEFINITION:
+                container.set("data-sections", str(level))
                 description.tag = "div"
                 description.set("data-section", "1")
                 _to_section(term, min(level + 1 + depth, 6))

@@ -118,7 +118,10 @@ def test_sentences_of_a_stream_are_those_of_the_whole_however_it_is_cut() -> Non
 
 def _evidence(*passages: str, vectors: list[list[float]]) -> Evidence:
     return Evidence(
-        list(range(len(passages))), np.array(vectors, np.float32), [words(text) for text in passages]
+        owners=list(range(len(passages))),
+        places=[(10 * number, 10 * number + 5) for number in range(len(passages))],
+        vectors=np.array(vectors, np.float32),
+        words=[words(text) for text in passages],
     )
 
 
@@ -126,6 +129,7 @@ def test_a_sentence_cites_the_passage_that_supports_it_best() -> None:
     evidence = _evidence("cats sleep long", "rates rise fast", vectors=[[1, 0], [0, 1]])
     cited = cite("Rates rise.", np.array([0.1, 0.99], np.float32), evidence, threshold=0.5)
     assert (cited.citation, cited.supported) == (2, True)
+    assert (cited.start, cited.end) == (10, 15)
     assert cited.support == pytest.approx(0.7 * 0.99 + 0.3, abs=0.01)
 
 
@@ -148,7 +152,8 @@ def test_html_becomes_text_with_headings_and_without_link_targets() -> None:
 
 API = (
     """<html><head><title>T</title></head><body><header>Site</header><div role="navigation">menu
-</div><div role="main"><header><h1>Module</h1></header><p>Intro.</p><h2>Functions</h2><dl><dt id="m.copy">
+</div><div role="main"><header><h1>Module</h1></header><p>Intro.</p><h2>Functions</h2><dl>
+<dt id="m.a">m.a</dt><dd>First.</dd><dt id="m.copy">
 m.copy(<em>src</em>, dst)<a href="#m.copy">¶</a></dt><dd><p>Copies. """
     + "It takes a while. " * 20
     + """</p></dd><dt id="m.x">m.x</dt><dd>Short.</dd></dl><ul>"""
@@ -170,7 +175,9 @@ def test_a_long_definition_of_a_page_is_a_section_named_after_its_term() -> None
     }
     text = chunks["Module", "Functions", "m.copy()"]
     assert text.startswith("`m.copy(src, dst)`")
-    assert ("Module", "Functions", "m.x") not in chunks
+    assert "First." in chunks["Module", "Functions"]
+    # What follows a section beside it is not a part of it.
+    assert chunks["Module", "Functions", "m.x"].endswith("Short.")
 
 
 def test_a_page_without_a_marked_main_part_loses_only_its_furniture() -> None:

@@ -49,6 +49,30 @@ SEARCH_MODE_HYBRID: SearchMode.ValueType  # 3
 """Both, fused by rank."""
 Global___SearchMode: _TypeAlias = SearchMode  # noqa: Y015
 
+class _AnswerStyle:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AnswerStyleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AnswerStyle.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ANSWER_STYLE_UNSPECIFIED: _AnswerStyle.ValueType  # 0
+    """As configured by knowledge.answer_style."""
+    ANSWER_STYLE_QUOTED: _AnswerStyle.ValueType  # 1
+    """In the documents' own words: the statements that answer the question."""
+    ANSWER_STYLE_WRITTEN: _AnswerStyle.ValueType  # 2
+    """Written by the chat model; what it writes without support is replaced by what the documents say on it, or marked."""
+
+class AnswerStyle(_AnswerStyle, metaclass=_AnswerStyleEnumTypeWrapper):
+    """How an answer is made."""
+
+ANSWER_STYLE_UNSPECIFIED: AnswerStyle.ValueType  # 0
+"""As configured by knowledge.answer_style."""
+ANSWER_STYLE_QUOTED: AnswerStyle.ValueType  # 1
+"""In the documents' own words: the statements that answer the question."""
+ANSWER_STYLE_WRITTEN: AnswerStyle.ValueType  # 2
+"""Written by the chat model; what it writes without support is replaced by what the documents say on it, or marked."""
+Global___AnswerStyle: _TypeAlias = AnswerStyle  # noqa: Y015
+
 class _DocumentState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -381,6 +405,8 @@ class Sentence(_message.Message):
     SUPPORTED_FIELD_NUMBER: _builtins.int
     CITATION_FIELD_NUMBER: _builtins.int
     SUPPORT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text."""
     supported: _builtins.bool
@@ -389,6 +415,10 @@ class Sentence(_message.Message):
     """Number of that passage; 0 if none does."""
     support: _builtins.float
     """How well the best passage supports it, 0 to 1: computed from meaning and words, not told by the model."""
+    start: _builtins.int
+    """First character, in the extracted text of the passage's document, of the words that support it."""
+    end: _builtins.int
+    """Character after the last of them; 0 if none support it."""
     def __init__(
         self,
         *,
@@ -396,10 +426,12 @@ class Sentence(_message.Message):
         supported: _builtins.bool = ...,
         citation: _builtins.int = ...,
         support: _builtins.float = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["citation", b"citation", "support", b"support", "supported", b"supported", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["citation", b"citation", "end", b"end", "start", b"start", "support", b"support", "supported", b"supported", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -849,6 +881,7 @@ class AskRequest(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     GENERATE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    STYLE_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name."""
     question: _builtins.str
@@ -857,6 +890,8 @@ class AskRequest(_message.Message):
     """False: only passages. Default true."""
     limit: _builtins.int
     """Passages to answer from, at most 20. Default 5."""
+    style: Global___AnswerStyle.ValueType
+    """How the answer is made. Default: as the service is configured."""
     def __init__(
         self,
         *,
@@ -864,10 +899,11 @@ class AskRequest(_message.Message):
         question: _builtins.str = ...,
         generate: _builtins.bool | None = ...,
         limit: _builtins.int = ...,
+        style: Global___AnswerStyle.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_generate", b"_generate", "generate", b"generate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generate", b"_generate", "collection", b"collection", "generate", b"generate", "limit", b"limit", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generate", b"_generate", "collection", b"collection", "generate", b"generate", "limit", b"limit", "question", b"question", "style", b"style"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__generate: _TypeAlias = _typing.Literal["generate"]  # noqa: Y015
     _WhichOneofArgType__generate: _TypeAlias = _typing.Literal["_generate", b"_generate"]  # noqa: Y015
