@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from services.runtime.disk import full_disk
+from services.runtime.durable import discard
 from services.runtime.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
 from services.runtime.group_commit import GroupCommit
 from services.search.backends.tantivy_files import IndexFiles
@@ -136,7 +137,7 @@ class TantivyIndex:
         index = self._index(name)
         trash: Path | None = await self._writer.submit(Write(partial(self._delete_index, index)))
         if trash is not None:
-            await self._read(partial(self._files.discard, trash))
+            await self._read(partial(discard, trash))
 
     def _delete_index(self, index: OpenIndex) -> Path | None:
         if index.deleted:

@@ -10,15 +10,12 @@ The rename of a folder is the moment of creation and of deletion.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from services.runtime.durable import Folders, write_durably
 from services.runtime.errors import DataLossError
 from services.search.domain import Analyzer, Field, FieldType, IndexSpec
 
@@ -44,31 +41,19 @@ class Stored:
         return self.folder / "data"
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_description(stored: Stored, folder: Path) -> None:
     fields = [
         {"name": entry.name, "type": entry.type, "analyzer": entry.analyzer} for entry in stored.spec.fields
     ]
-    with (folder / _DESCRIPTION).open("w") as file:
-        json.dump(
-            {
-                "name": stored.spec.name,
-                "fields": fields,
-                "created_at": stored.created_at.isoformat(),
-                "request_id": stored.request_id,
-            },
-            file,
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    _fsync_folder(folder)
+    text = json.dumps(
+        {
+            "name": stored.spec.name,
+            "fields": fields,
+            "created_at": stored.created_at.isoformat(),
+            "request_id": stored.request_id,
+        }
+    )
+    write_durably(folder / _DESCRIPTION, text)
 
 
 def _read_description(folder: Path) -> Stored:
@@ -92,8 +77,8 @@ class IndexFiles:
     """The folders of all indexes."""
 
     def __init__(self, root: Path) -> None:
+        self._folders = Folders(root, "i-")
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> list[Stored]:
         """All indexes; what a crash left half made or half deleted is removed.
@@ -101,13 +86,7 @@ class IndexFiles:
         Raises:
             DataLossError: A description cannot be read.
         """
-        found = []
-        for folder in sorted(self.root.iterdir()):
-            if folder.name.startswith(("new-", "trash-")):
-                shutil.rmtree(folder, ignore_errors=True)
-            elif folder.name.startswith("i-"):
-                found.append(_read_description(folder))
-        return found
+        return [_read_description(folder) for folder in self._folders.load()]
 
     def create(self, spec: IndexSpec, request_id: str, fill: Callable[[Path], None]) -> Stored:
         """Make an index's folder appear, complete.
@@ -117,29 +96,17 @@ class IndexFiles:
             request_id: Of the creation.
             fill: Writes the engine's files into the empty folder it is given.
         """
-        folder = self.root / f"new-{uuid.uuid4().hex}"
-        final = self.root / f"i-{hashlib.sha256(spec.name.encode()).hexdigest()[:32]}"
-        stored = Stored(final, spec, datetime.now(UTC), request_id)
-        data = folder / stored.data_folder.name
-        data.mkdir(parents=True)
-        try:
+        stored = Stored(self._folders.path(spec.name), spec, datetime.now(UTC), request_id)
+
+        def complete(folder: Path) -> None:
+            data = folder / stored.data_folder.name
+            data.mkdir()
             fill(data)
             _write_description(stored, folder)
-            folder.rename(final)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        _fsync_folder(self.root)
+
+        self._folders.create(spec.name, complete)
         return stored
 
     def remove(self, stored: Stored) -> Path:
-        """Make an index's folder vanish; return where it lies until `discard`."""
-        trash = self.root / f"trash-{uuid.uuid4().hex}"
-        stored.folder.rename(trash)
-        _fsync_folder(self.root)
-        return trash
-
-    @staticmethod
-    def discard(folder: Path) -> None:
-        """Remove a folder that nothing refers to any more."""
-        shutil.rmtree(folder, ignore_errors=True)
+        """Make an index's folder vanish; return where it lies until it is discarded."""
+        return self._folders.remove(stored.folder)

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import structlog
 
+from services.runtime.durable import sync
 from services.runtime.errors import DataLossError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Blobs:
         except FileExistsError:
             pass
         else:
-            sync_folder(self._folder)  # else a crash may lose the new folder with what is durable in it
+            sync(self._folder)  # else a crash may lose the new folder with what is durable in it
         return Upload(blob, path)
 
     def open(self, blob: str) -> IO[bytes]:
@@ -80,15 +81,6 @@ def read_block(file: IO[bytes], checks: bytes, number: int) -> bytes:
     return data
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Upload:
     """A content being written: file, digest, and a CRC-32 of each block to check ranges by."""
 
@@ -122,7 +114,7 @@ class Upload:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        sync_folder(self._path.parent)
+        sync(self._path.parent)
 
     @property
     def sha256(self) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import qdrant_edge as engine
 
 from services.runtime.disk import full_disk
+from services.runtime.durable import discard
 from services.runtime.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
 from services.runtime.group_commit import GroupCommit
 from services.vectors.backends import qdrant_points
@@ -203,7 +204,7 @@ class QdrantEdgeStore:
             Write(shard, partial(self._delete_collection, shard), durable=False)
         )
         if trash is not None:
-            await asyncio.get_running_loop().run_in_executor(self._readers, self._files.discard, trash)
+            await asyncio.get_running_loop().run_in_executor(self._readers, discard, trash)
 
     def _delete_collection(self, shard: Shard) -> Path | None:
         if shard.deleted:

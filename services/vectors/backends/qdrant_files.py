@@ -10,16 +10,14 @@ The rename of a folder is the moment of creation and of deletion; that of collec
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from services.runtime.durable import Folders, discard, sync, write_durably
 from services.runtime.errors import DataLossError
 from services.vectors.domain import CollectionSpec, Distance, PayloadIndex, PayloadType
 
@@ -55,14 +53,6 @@ class Stored:
         return self.folder / f"shard-{self.shard}"
 
 
-def _fsync(folder: Path | str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_log(shard_folder: Path) -> None:
     """Make the write-ahead log of a shard durable: fsync also writes what was changed through a map."""
     folder = shard_folder / "wal"
@@ -71,12 +61,8 @@ def sync_log(shard_folder: Path) -> None:
         if entry.name.startswith("tmp-"):
             continue
         with suppress(FileNotFoundError):
-            descriptor = os.open(entry.path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    _fsync(folder)
+            sync(entry.path)
+    sync(folder)
 
 
 def size_of(folder: Path) -> int:
@@ -107,7 +93,7 @@ def sync_tree(folder: Path) -> None:
     """Make every file and folder below a folder durable."""
     for parent, _, names in os.walk(folder):
         for path in (parent, *(os.path.join(parent, name) for name in names)):  # noqa: PTH118 - os.walk's strings
-            _fsync(path)
+            sync(path)
 
 
 def _write_description(stored: Stored, folder: Path) -> None:
@@ -124,13 +110,7 @@ def _write_description(stored: Stored, folder: Path) -> None:
             "shard": stored.shard,
         }
     )
-    fresh = folder / f"{_DESCRIPTION}.new"
-    with fresh.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(folder / _DESCRIPTION)
-    _fsync(folder)
+    write_durably(folder / _DESCRIPTION, text)
 
 
 def _read_description(folder: Path) -> Stored:
@@ -160,8 +140,8 @@ class CollectionFiles:
     """The folders of all collections."""
 
     def __init__(self, root: Path) -> None:
+        self._folders = Folders(root, "c-")
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> list[Stored]:
         """All collections; what a crash left half made or half deleted is removed.
@@ -169,16 +149,11 @@ class CollectionFiles:
         Raises:
             DataLossError: A description cannot be read.
         """
-        found = []
-        for folder in sorted(self.root.iterdir()):
-            if folder.name.startswith(("new-", "trash-")):
-                shutil.rmtree(folder, ignore_errors=True)
-            elif folder.name.startswith("c-"):
-                stored = _read_description(folder)
-                for other in folder.glob("shard-*"):
-                    if other != stored.shard_folder:
-                        shutil.rmtree(other, ignore_errors=True)
-                found.append(stored)
+        found = [_read_description(folder) for folder in self._folders.load()]
+        for stored in found:
+            for other in stored.folder.glob("shard-*"):
+                if other != stored.shard_folder:
+                    discard(other)
         return found
 
     def create(self, spec: CollectionSpec, request_id: str, fill: Callable[[Path], None]) -> Stored:
@@ -189,31 +164,18 @@ class CollectionFiles:
             request_id: Of the creation.
             fill: Writes the first shard into the (missing) folder it is given.
         """
-        folder = self.root / f"new-{uuid.uuid4().hex}"
-        final = self.root / f"c-{hashlib.sha256(spec.name.encode()).hexdigest()[:32]}"
-        stored = Stored(final, spec, datetime.now(UTC), request_id)
-        folder.mkdir()
-        try:
+        stored = Stored(self._folders.path(spec.name), spec, datetime.now(UTC), request_id)
+
+        def complete(folder: Path) -> None:
             fill(folder / stored.shard_folder.name)
             _write_description(stored, folder)
-            folder.rename(final)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        _fsync(self.root)
+
+        self._folders.create(spec.name, complete)
         return stored
 
     def remove(self, stored: Stored) -> Path:
-        """Make a collection's folder vanish; return where it lies until `discard`."""
-        trash = self.root / f"trash-{uuid.uuid4().hex}"
-        stored.folder.rename(trash)
-        _fsync(self.root)
-        return trash
-
-    @staticmethod
-    def discard(folder: Path) -> None:
-        """Remove a folder that nothing refers to any more."""
-        shutil.rmtree(folder, ignore_errors=True)
+        """Make a collection's folder vanish; return where it lies until it is discarded."""
+        return self._folders.remove(stored.folder)
 
     @staticmethod
     def use_shard(stored: Stored, shard: int) -> Stored:
