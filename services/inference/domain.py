@@ -38,8 +38,12 @@ class Embeddings:
 class Embedder(Protocol):
     """Text to vectors."""
 
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
+    async def embed(self, texts: Sequence[str], *, background: bool = False) -> Embeddings:
         """Compute the vectors; the same text gives the same vector whatever it is batched with.
+
+        Args:
+            texts: The texts.
+            background: Nobody waits for them: texts of other callers go first, though never always.
 
         Raises:
             ResourceExhaustedError: The queue is full.

@@ -31,7 +31,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> inference_pb2.EmbedResponse:
         name, embedder = self._catalogue.embedder(request.model)
         check_texts(request.texts)
-        return convert.embeddings_to(name, await embedder.embed(list(request.texts)), request.encoding)
+        embeddings = await embedder.embed(list(request.texts), background=request.background)
+        return convert.embeddings_to(name, embeddings, request.encoding)
 
     async def Chat(
         self, request: inference_pb2.ChatRequest, context: Any

@@ -166,12 +166,12 @@ class Engines:
 
         Args:
             texts: The texts.
-            bulk: They can wait: all bulk work together has only so many calls under way, so that each of them
-                ends soon, however much there is to do and however slow the machine is.
+            bulk: They can wait for those of questions. All bulk work together has only so many calls under
+                way, so that each of them ends soon, however much there is to do and however slow the machine.
         """
 
         async def part(start: int) -> list[NDArray[np.float32]]:
-            request = inference_pb2.EmbedRequest(texts=texts[start : start + _EMBED])
+            request = inference_pb2.EmbedRequest(texts=texts[start : start + _EMBED], background=bulk)
             async with self._bulk if bulk else nullcontext():
                 response = await _told(self._inference.Embed(request, timeout=_EMBED_S), "inference")
             return [np.frombuffer(vector.packed, "<f4") for vector in response.vectors]

@@ -83,10 +83,15 @@ def choose(
     for position in map(int, np.argsort(-relevance)):
         if len(chosen) == _MOST or relevance[position] < _NEAR_BEST * relevance.max():
             break
-        if all(vectors[position] @ vectors[other] < _SAME for other in chosen):
+        differs = all(vectors[position] @ vectors[other] < _SAME for other in chosen)
+        if differs and not any(_overlap(found[position], found[other]) for other in chosen):
             chosen.append(position)
     best = found[chosen[0]][0]
     return sorted(chosen, key=lambda position: (found[position][0] != best, *_place(found[position])))
+
+
+def _overlap(one: tuple[int, Statement], other: tuple[int, Statement]) -> bool:
+    return one[0] == other[0] and one[1].start < other[1].end and other[1].start < one[1].end
 
 
 def _place(entry: tuple[int, Statement]) -> tuple[int, int]:

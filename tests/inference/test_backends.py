@@ -61,12 +61,25 @@ async def test_a_full_queue_refuses_and_recovers(store: ModelStore) -> None:
 
 async def test_a_question_does_not_wait_for_a_pile_of_documents(store: ModelStore) -> None:
     async with _embedder(store) as embedder:
-        pile = asyncio.create_task(embedder.embed(["a long document " * 40] * 300))
-        await asyncio.sleep(0)  # the pile is there first
-        assert (await embedder.embed(["a question"])).vectors.shape == (1, 384)
-        assert not pile.done()
-        pile.cancel()
-        await asyncio.gather(pile, return_exceptions=True)
+        piles = [
+            asyncio.create_task(embedder.embed([f"a long document {number} " * 40] * 20, background=True))
+            for number in range(10)
+        ]
+        await asyncio.sleep(0)  # the piles are there first
+        assert (await embedder.embed(["a question"] * 60)).vectors.shape == (60, 384)
+        assert not all(pile.done() for pile in piles)
+        assert all(vectors.vectors.shape == (20, 384) for vectors in await asyncio.gather(*piles))
+
+
+async def test_a_pile_of_documents_is_not_kept_waiting_for_ever(store: ModelStore) -> None:
+    async with _embedder(store) as embedder:
+        document = asyncio.create_task(embedder.embed(["a document"], background=True))
+
+        async def ask() -> None:
+            while not document.done():
+                await embedder.embed(["a question"] * 40)
+
+        await asyncio.wait_for(asyncio.gather(ask(), ask(), ask(), document), 60)
 
 
 async def test_a_missing_model_says_how_to_get_it(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _CHARACTERS_A_TOKEN = 3.5
 _BATCH_TOKENS = 1024
 """Padded tokens of one computation: more no longer fits a core's cache and is slower a text."""
-_BULK_TURN = 4
-"""One computation in so many is the oldest text's, whoever asked; the others serve the smallest request."""
+_OLDEST_TURN = 4
+"""One computation in so many is the oldest text's, whoever asked."""
 _REACH = 256
 """Texts looked at for a batch of like lengths."""
 
@@ -38,6 +38,7 @@ class _Waiting:
     text: str
     tokens: int
     request: list[_Waiting]
+    background: bool
     done: asyncio.Future[tuple[NDArray[np.float32], int, bool]]
 
 
@@ -45,8 +46,8 @@ class OnnxEmbedder:
     """An encoder whose batches are filled across callers; open it with `async with`.
 
     Each lane is a thread that takes what waits and computes it on one core; while it computes, the next batch
-    gathers. There is no timer to tune. A question is not kept waiting by a pile of documents: the request
-    with the fewest texts goes first, except for every fourth batch, which is the oldest text's.
+    gathers. There is no timer to tune. A question is not kept waiting by a pile of documents: the smallest
+    request goes first, background ones last, except for every fourth batch, which is the oldest text's.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class OnnxEmbedder:
         """Load the model now rather than with the first text."""
         await asyncio.get_running_loop().run_in_executor(self._threads, self._loaded)
 
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
+    async def embed(self, texts: Sequence[str], *, background: bool = False) -> Embeddings:
         """See Embedder."""
         self._files()  # a missing model is told at once, not after a wait
         if len(self._waiting) + len(texts) > self._queue:
@@ -112,7 +113,8 @@ class OnnxEmbedder:
             )
         loop = asyncio.get_running_loop()
         request: list[_Waiting] = []
-        request += [_Waiting(text, self._tokens(text), request, loop.create_future()) for text in texts]
+        for text in texts:
+            request.append(_Waiting(text, self._tokens(text), request, background, loop.create_future()))
         entries = list(request)
         self._waiting += entries
         async with self._wake:
@@ -162,10 +164,11 @@ class OnnxEmbedder:
         if not self._waiting:
             return []
         self._turn += 1
-        first = self._waiting[0]
-        if self._turn % _BULK_TURN:
-            first = min(self._waiting, key=lambda entry: len(entry.request))
-        window = sorted({*self._waiting[:_REACH], *first.request}, key=lambda entry: entry.tokens)
+        first, beside = self._waiting[0], self._waiting
+        urgent = [entry for entry in self._waiting if not entry.background]
+        if urgent and self._turn % _OLDEST_TURN:
+            first, beside = min(urgent, key=lambda entry: len(entry.request)), urgent
+        window = sorted({*beside[:_REACH], *first.request}, key=lambda entry: entry.tokens)
         low = high = window.index(first)
         while high - low + 1 < min(self._batch, len(window)):
             # Grow to the side where the next length is nearer.

@@ -28,7 +28,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from plexus.options.v1 import options_pb2 as plexus_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#plexus/inference/v1/inference.proto\x12\x13plexus.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x17google/rpc/status.proto\x1a\x1fplexus/options/v1/options.proto\"\x92\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.plexus.inference.v1.ModelKind\x12\x11\n\tdimension\x18\x03 \x01(\x05\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x05\x12\x0f\n\x07licence\x18\x05 \x01(\t\x12\x11\n\tavailable\x18\x06 \x01(\x08\"(\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\"4\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\"c\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x35\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32#.plexus.inference.v1.VectorEncoding\"\x8a\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x07vectors\x18\x02 \x03(\x0b\x32\x1b.plexus.inference.v1.Vector\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.plexus.inference.v1.Usage\x12\x11\n\ttruncated\x18\x04 \x03(\x05\"C\n\x07Message\x12\'\n\x04role\x18\x01 \x01(\x0e\x32\x19.plexus.inference.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xe6\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.plexus.inference.v1.Message\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\r\n\x0b_max_tokensB\x07\n\x05_seed\"\xa5\x01\n\x0c\x43hatResponse\x12\r\n\x05\x64\x65lta\x18\x01 \x01(\t\x12\x38\n\rfinish_reason\x18\x02 \x01(\x0e\x32!.plexus.inference.v1.FinishReason\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.plexus.inference.v1.Usage\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\"\x13\n\x11ListModelsRequest\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.plexus.inference.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"B\n\x1cOpenAIChatCompletionsRequest\x12\"\n\x04\x62ody\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\"=\n\x17OpenAIEmbeddingsRequest\x12\"\n\x04\x62ody\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\"\x19\n\x17OpenAIListModelsRequest\"&\n\x15OpenAIGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t*V\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x01\x12\x13\n\x0fMODEL_KIND_CHAT\x10\x02*i\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_ENCODING_PACKED\x10\x01\x12\x1a\n\x16VECTOR_ENCODING_VALUES\x10\x02*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xb3\t\n\x10InferenceService\x12\x8c\x01\n\x05\x45mbed\x12!.plexus.inference.v1.EmbedRequest\x1a\".plexus.inference.v1.EmbedResponse\"<\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x18\"\x13/v1/inference:embed:\x01*\x12\x8a\x01\n\x04\x43hat\x12 .plexus.inference.v1.ChatRequest\x1a!.plexus.inference.v1.ChatResponse\";\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x17\"\x12/v1/inference:chat:\x01*0\x01\x12\x99\x01\n\nListModels\x12&.plexus.inference.v1.ListModelsRequest\x1a\'.plexus.inference.v1.ListModelsResponse\":\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/inference/models\x12\x90\x01\n\x08GetModel\x12$.plexus.inference.v1.GetModelRequest\x1a\x1a.plexus.inference.v1.Model\"B\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/inference/models/{model}\x12\xa4\x01\n\x15OpenAIChatCompletions\x12\x31.plexus.inference.v1.OpenAIChatCompletionsRequest\x1a\x14.google.api.HttpBody\"@\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x1c\"\x14/v1/chat/completions:\x04\x62ody0\x01\x12\x92\x01\n\x10OpenAIEmbeddings\x12,.plexus.inference.v1.OpenAIEmbeddingsRequest\x1a\x14.google.api.HttpBody\":\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x16\"\x0e/v1/embeddings:\x04\x62ody\x12\x88\x01\n\x10OpenAIListModels\x12,.plexus.inference.v1.OpenAIListModelsRequest\x1a\x14.google.api.HttpBody\"0\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x8c\x01\n\x0eOpenAIGetModel\x12*.plexus.inference.v1.OpenAIGetModelRequest\x1a\x14.google.api.HttpBody\"8\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/models/{model}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#plexus/inference/v1/inference.proto\x12\x13plexus.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x17google/rpc/status.proto\x1a\x1fplexus/options/v1/options.proto\"\x92\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.plexus.inference.v1.ModelKind\x12\x11\n\tdimension\x18\x03 \x01(\x05\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x05\x12\x0f\n\x07licence\x18\x05 \x01(\t\x12\x11\n\tavailable\x18\x06 \x01(\x08\"(\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\"4\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\"w\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x35\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32#.plexus.inference.v1.VectorEncoding\x12\x12\n\nbackground\x18\x04 \x01(\x08\"\x8a\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x07vectors\x18\x02 \x03(\x0b\x32\x1b.plexus.inference.v1.Vector\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.plexus.inference.v1.Usage\x12\x11\n\ttruncated\x18\x04 \x03(\x05\"C\n\x07Message\x12\'\n\x04role\x18\x01 \x01(\x0e\x32\x19.plexus.inference.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xe6\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.plexus.inference.v1.Message\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\r\n\x0b_max_tokensB\x07\n\x05_seed\"\xa5\x01\n\x0c\x43hatResponse\x12\r\n\x05\x64\x65lta\x18\x01 \x01(\t\x12\x38\n\rfinish_reason\x18\x02 \x01(\x0e\x32!.plexus.inference.v1.FinishReason\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.plexus.inference.v1.Usage\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\"\x13\n\x11ListModelsRequest\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.plexus.inference.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"B\n\x1cOpenAIChatCompletionsRequest\x12\"\n\x04\x62ody\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\"=\n\x17OpenAIEmbeddingsRequest\x12\"\n\x04\x62ody\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\"\x19\n\x17OpenAIListModelsRequest\"&\n\x15OpenAIGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t*V\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x01\x12\x13\n\x0fMODEL_KIND_CHAT\x10\x02*i\n\x0eVectorEncoding\x12\x1f\n\x1bVECTOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1a\n\x16VECTOR_ENCODING_PACKED\x10\x01\x12\x1a\n\x16VECTOR_ENCODING_VALUES\x10\x02*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xb3\t\n\x10InferenceService\x12\x8c\x01\n\x05\x45mbed\x12!.plexus.inference.v1.EmbedRequest\x1a\".plexus.inference.v1.EmbedResponse\"<\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x18\"\x13/v1/inference:embed:\x01*\x12\x8a\x01\n\x04\x43hat\x12 .plexus.inference.v1.ChatRequest\x1a!.plexus.inference.v1.ChatResponse\";\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x17\"\x12/v1/inference:chat:\x01*0\x01\x12\x99\x01\n\nListModels\x12&.plexus.inference.v1.ListModelsRequest\x1a\'.plexus.inference.v1.ListModelsResponse\":\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/inference/models\x12\x90\x01\n\x08GetModel\x12$.plexus.inference.v1.GetModelRequest\x1a\x1a.plexus.inference.v1.Model\"B\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/inference/models/{model}\x12\xa4\x01\n\x15OpenAIChatCompletions\x12\x31.plexus.inference.v1.OpenAIChatCompletionsRequest\x1a\x14.google.api.HttpBody\"@\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x1c\"\x14/v1/chat/completions:\x04\x62ody0\x01\x12\x92\x01\n\x10OpenAIEmbeddings\x12,.plexus.inference.v1.OpenAIEmbeddingsRequest\x1a\x14.google.api.HttpBody\":\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x16\"\x0e/v1/embeddings:\x04\x62ody\x12\x88\x01\n\x10OpenAIListModels\x12,.plexus.inference.v1.OpenAIListModelsRequest\x1a\x14.google.api.HttpBody\"0\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x8c\x01\n\x0eOpenAIGetModel\x12*.plexus.inference.v1.OpenAIGetModelRequest\x1a\x14.google.api.HttpBody\"8\xaa\xed\x18\x1a\n\x07readers\n\x07writers\n\x06\x61\x64mins\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/models/{model}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,14 +51,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERENCESERVICE'].methods_by_name['OpenAIListModels']._serialized_options = b'\252\355\030\032\n\007readers\n\007writers\n\006admins\202\323\344\223\002\014\022\n/v1/models'
   _globals['_INFERENCESERVICE'].methods_by_name['OpenAIGetModel']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['OpenAIGetModel']._serialized_options = b'\252\355\030\032\n\007readers\n\007writers\n\006admins\202\323\344\223\002\024\022\022/v1/models/{model}'
-  _globals['_MODELKIND']._serialized_start=1451
-  _globals['_MODELKIND']._serialized_end=1537
-  _globals['_VECTORENCODING']._serialized_start=1539
-  _globals['_VECTORENCODING']._serialized_end=1644
-  _globals['_ROLE']._serialized_start=1646
-  _globals['_ROLE']._serialized_end=1726
-  _globals['_FINISHREASON']._serialized_start=1728
-  _globals['_FINISHREASON']._serialized_end=1823
+  _globals['_MODELKIND']._serialized_start=1471
+  _globals['_MODELKIND']._serialized_end=1557
+  _globals['_VECTORENCODING']._serialized_start=1559
+  _globals['_VECTORENCODING']._serialized_end=1664
+  _globals['_ROLE']._serialized_start=1666
+  _globals['_ROLE']._serialized_end=1746
+  _globals['_FINISHREASON']._serialized_start=1748
+  _globals['_FINISHREASON']._serialized_end=1843
   _globals['_MODEL']._serialized_start=176
   _globals['_MODEL']._serialized_end=322
   _globals['_VECTOR']._serialized_start=324
@@ -66,29 +66,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGE']._serialized_start=366
   _globals['_USAGE']._serialized_end=418
   _globals['_EMBEDREQUEST']._serialized_start=420
-  _globals['_EMBEDREQUEST']._serialized_end=519
-  _globals['_EMBEDRESPONSE']._serialized_start=522
-  _globals['_EMBEDRESPONSE']._serialized_end=660
-  _globals['_MESSAGE']._serialized_start=662
-  _globals['_MESSAGE']._serialized_end=729
-  _globals['_CHATREQUEST']._serialized_start=732
-  _globals['_CHATREQUEST']._serialized_end=962
-  _globals['_CHATRESPONSE']._serialized_start=965
-  _globals['_CHATRESPONSE']._serialized_end=1130
-  _globals['_LISTMODELSREQUEST']._serialized_start=1132
-  _globals['_LISTMODELSREQUEST']._serialized_end=1151
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1153
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1217
-  _globals['_GETMODELREQUEST']._serialized_start=1219
-  _globals['_GETMODELREQUEST']._serialized_end=1251
-  _globals['_OPENAICHATCOMPLETIONSREQUEST']._serialized_start=1253
-  _globals['_OPENAICHATCOMPLETIONSREQUEST']._serialized_end=1319
-  _globals['_OPENAIEMBEDDINGSREQUEST']._serialized_start=1321
-  _globals['_OPENAIEMBEDDINGSREQUEST']._serialized_end=1382
-  _globals['_OPENAILISTMODELSREQUEST']._serialized_start=1384
-  _globals['_OPENAILISTMODELSREQUEST']._serialized_end=1409
-  _globals['_OPENAIGETMODELREQUEST']._serialized_start=1411
-  _globals['_OPENAIGETMODELREQUEST']._serialized_end=1449
-  _globals['_INFERENCESERVICE']._serialized_start=1826
-  _globals['_INFERENCESERVICE']._serialized_end=3029
+  _globals['_EMBEDREQUEST']._serialized_end=539
+  _globals['_EMBEDRESPONSE']._serialized_start=542
+  _globals['_EMBEDRESPONSE']._serialized_end=680
+  _globals['_MESSAGE']._serialized_start=682
+  _globals['_MESSAGE']._serialized_end=749
+  _globals['_CHATREQUEST']._serialized_start=752
+  _globals['_CHATREQUEST']._serialized_end=982
+  _globals['_CHATRESPONSE']._serialized_start=985
+  _globals['_CHATRESPONSE']._serialized_end=1150
+  _globals['_LISTMODELSREQUEST']._serialized_start=1152
+  _globals['_LISTMODELSREQUEST']._serialized_end=1171
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1173
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1237
+  _globals['_GETMODELREQUEST']._serialized_start=1239
+  _globals['_GETMODELREQUEST']._serialized_end=1271
+  _globals['_OPENAICHATCOMPLETIONSREQUEST']._serialized_start=1273
+  _globals['_OPENAICHATCOMPLETIONSREQUEST']._serialized_end=1339
+  _globals['_OPENAIEMBEDDINGSREQUEST']._serialized_start=1341
+  _globals['_OPENAIEMBEDDINGSREQUEST']._serialized_end=1402
+  _globals['_OPENAILISTMODELSREQUEST']._serialized_start=1404
+  _globals['_OPENAILISTMODELSREQUEST']._serialized_end=1429
+  _globals['_OPENAIGETMODELREQUEST']._serialized_start=1431
+  _globals['_OPENAIGETMODELREQUEST']._serialized_end=1469
+  _globals['_INFERENCESERVICE']._serialized_start=1846
+  _globals['_INFERENCESERVICE']._serialized_end=3049
 # @@protoc_insertion_point(module_scope)
