@@ -74,6 +74,9 @@ class MeshConfig(Section):
     writes goes into the state folder and comes first."""
     zone: str = "local"
     """Failure domain that this process runs in."""
+    version: str = ""
+    """Version of this process's service, by which policies tell a canary from the rest; default: that of
+    Plexus."""
     control_planes: tuple[str, ...] = ()
     """Control planes as host:port, comma separated in a variable; default: the one that `plexus up` started.
     One name with several addresses, as in Consul's DNS, beats several names: clients go from an address that

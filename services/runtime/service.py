@@ -192,7 +192,7 @@ async def serve(
             service=service.name,
             address="127.0.0.1",
             port=port,
-            version=VERSION,
+            version=mesh_config.version or VERSION,
             zone=mesh_config.zone,
             meta={"pid": str(os.getpid()), "metrics": f"127.0.0.1:{metrics_port}"},
         )
