@@ -41,7 +41,7 @@ class RetryBudget:
     def __init__(
         self,
         *,
-        percent: float = 20,
+        percent: float = 10,
         min_per_second: float = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

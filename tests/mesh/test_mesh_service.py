@@ -184,7 +184,7 @@ async def test_servers_follow_their_retry_budget(world: World, serve: Serve) -> 
             follow_retry_budget(channel, "vectors", lambda *budget: budgets.put_nowait(budget))
         )
         try:
-            assert await budgets.get() == (20, 1)
+            assert await budgets.get() == (10, 1)
             await world.store.write({"vectors": "service: vectors\nretry: {budget: {percent: 5}}"})
             world.plane.set_policies(await world.store.read())
             assert await budgets.get() == (5, 1)

@@ -105,7 +105,7 @@ class BackOff(_Model):
 class RetryBudget(_Model):
     """Bound on retries, kept by the servers: beyond it they tell callers not to try again."""
 
-    percent: Percent = 20
+    percent: Percent = 10
     """Retries as a share of first attempts."""
     min_per_second: Annotated[float, Field(ge=0, le=10_000)] = 1
     """Retries that are always allowed, so that a quiet service has some."""
