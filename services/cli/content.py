@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,6 +21,9 @@ from services.cli.knowledge import Answer, Knowledge, batches, find_sources
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+_SENT_AHEAD = 2
+"""Batches of documents that are with the service at once."""
 
 
 def open_api(state_dir: Path, url: str | None, token: str | None, consumer: str) -> Api:
@@ -50,13 +54,20 @@ def ingest(api: Api, collection: str, paths: Sequence[Path]) -> dict[str, Any]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("ingesting", total=len(sources))
         finished = 0
-        for batch in batches(sources):
-            operation = knowledge.ingest(batch)
+        unsent = batches(sources)
+        sent: deque[tuple[str, int]] = deque()
+        while True:
+            # The next batch is there before the one that is waited for ends, so that no worker idles.
+            while len(sent) < _SENT_AHEAD and (batch := next(unsent, None)):
+                sent.append((knowledge.ingest(batch), len(batch)))
+            if not sent:
+                break
+            operation, size = sent.popleft()
             last: dict[str, Any] = {}
             for last in knowledge.watch(operation):
                 bar.update(task, completed=finished + _count(last))
             failures.extend(last.get("failures", []))
-            finished += len(batch)
+            finished += size
             bar.update(task, completed=finished)
     return {"documents": len(sources), "failed": len(failures), "failures": failures}
 
