@@ -38,7 +38,7 @@ class Question:
 
 
 QUESTIONS = (
-    Question("When does a message move to the dead letters?", "handbook/queueing.md"),
+    Question("What happens to a message after its last attempt?", "handbook/queueing.md"),
     Question("Which buckets exist from the start?", "handbook/storage.md"),
     Question("How large is a chunk and how much text does it aim at?", "handbook/knowledge.md"),
 )

@@ -70,3 +70,8 @@ def test_what_stands_in_one_document_alone_is_answered_by_citing_it(
     passages = ask(ingested, question, "--no-generate")["citations"]
     best = [passage["uri"] for passage in passages if words in " ".join(passage["text"].split())]
     assert best == [f"handbook/{file}"], [passage["uri"] for passage in passages]
+    answer = ask(ingested, question)
+    cited = {sentence["citation"] for sentence in answer["sentences"] if sentence["supported"]}
+    uris = {passage["uri"] for passage in answer["citations"] if passage["number"] in cited}
+    assert f"handbook/{file}" in uris, answer
+    assert words in answer["answer"], answer

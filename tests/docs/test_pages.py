@@ -158,7 +158,8 @@ def test_commands_and_their_options_exist(page: Page) -> None:
         return  # a docstring may speak of what comes
     texts = _CODE.findall(page.prose) + [block.text for block in page.blocks if block.language in RUN]
     for text in texts:
-        for name, rest in _COMMAND.findall(text.replace("\\\n", " ")):
+        for name, all_words in _COMMAND.findall(text.replace("\\\n", " ")):
+            rest = all_words.partition(" -- ")[0]  # what follows is another program's
             try:
                 command = command_of([name, *rest.split()])
             except KeyError as error:
