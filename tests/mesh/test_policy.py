@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from typing import TYPE_CHECKING
 
 import pytest
+from google.protobuf import descriptor_pool
 from pydantic import BaseModel
 
 from services.mesh.policy import domain
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("path", sorted(project_file("consul/policies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_shipped_policies_are_valid_and_named_after_their_service(path: Path) -> None:
-    assert parse(Document(path.name, path.read_text()), service=path.stem).service == path.stem
+    policy = parse(Document(path.name, path.read_text()), service=path.stem)
+    importlib.import_module(f"plexus.{path.stem}.v1.{path.stem}_pb2")
+    for route in policy.routes:
+        if route.match.method is not None:
+            name = route.match.method.removeprefix("/").replace("/", ".")
+            assert descriptor_pool.Default().FindMethodByName(name)
 
 
 def test_the_test_policy_uses_every_key_of_the_schema() -> None:
