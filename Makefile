@@ -32,7 +32,7 @@ demo: sync ## start everything, ingest examples/handbook, ask three questions, s
 up: sync ## start everything and stay in the foreground
 	@$(RUN) plexus up
 
-servers: sync ## build the servers that tests run (Consul), once a machine
+servers: sync ## build the servers and the foreign clients that tests run, once a machine
 	@$(RUN) python -m tests.servers
 
 test: servers ## all tests

@@ -13,13 +13,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 _HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plexus" / "servers"
+GO_BUILD = ("go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w")
 BUILD_S = 3600
 """Longest build, in seconds; a minute or several on an idle machine of two cores."""
 
@@ -29,20 +32,103 @@ class UnavailableServerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class GoProgram:
-    """A program that is built from a Go module.
+class Program(ABC):
+    """Something that is built once a machine.
 
     Attributes:
-        name: Of the program and of its folder in `go/`.
-        package: What to build.
-        module: Whose version in go.mod is the program's.
+        name: Of the program.
         takes: Roughly how long a build takes.
+        tools: Commands that a build runs.
     """
 
     name: str
+    takes: str
+    tools: ClassVar[tuple[str, ...]]
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """What is pinned; another one is another build."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> str:
+        """What would provide it."""
+
+    @abstractmethod
+    def make(self, folder: Path) -> Path:
+        """Build it in an empty folder that is removed afterwards.
+
+        Returns:
+            The product, a file or a folder, in there.
+
+        Raises:
+            UnavailableServerError: The build failed.
+        """
+
+    @property
+    def cached(self) -> Path:
+        """Where the product lies."""
+        return CACHE / f"{self.name}-{self.version}" / self.name
+
+    def find(self) -> Path | None:
+        """The product, if it is here without building."""
+        return self.cached if self.cached.exists() else None
+
+    def provide(self) -> Path:
+        """The product, built if need be; whoever comes meanwhile waits for the same build.
+
+        Raises:
+            UnavailableServerError: A tool is missing, or the build failed.
+        """
+        found = self.find()
+        if found is not None:
+            return found
+        if any(shutil.which(tool) is None for tool in self.tools):
+            raise UnavailableServerError(self.needs)
+        self.cached.parent.mkdir(parents=True, exist_ok=True)
+        with (self.cached.parent / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.cached.exists():
+                text = f"building {self.name} {self.version}; {self.takes} on two cores"
+                print(text, file=sys.stderr, flush=True)  # noqa: T201 - minutes of silence look like a hang
+                with tempfile.TemporaryDirectory(dir=self.cached.parent) as folder:
+                    self.make(Path(folder)).replace(self.cached)
+        return self.cached
+
+    def run(self, *command: str | Path, folder: Path) -> None:
+        """Run a step of a build.
+
+        Raises:
+            UnavailableServerError: It failed.
+        """
+        nice = ("nice", "-n", "5") if shutil.which("nice") else ()
+        done = subprocess.run(
+            [*nice, *command],
+            cwd=folder,
+            timeout=BUILD_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if done.returncode != 0:
+            reason = done.stdout.decode(errors="replace")[-2000:]
+            raise UnavailableServerError(f"`make servers` could not build {self.name}:\n{reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class GoProgram(Program):
+    """A program that is built from a Go module.
+
+    Attributes:
+        package: What to build.
+        module: Whose version in go.mod is the program's.
+    """
+
     package: str
     module: str
-    takes: str
+    tools = ("go",)
 
     @property
     def folder(self) -> Path:
@@ -58,63 +144,30 @@ class GoProgram:
         return found[1]
 
     @property
-    def cached(self) -> Path:
-        """Where the built program lies."""
-        return CACHE / f"{self.name}-{self.version}" / self.name
+    def needs(self) -> str:
+        """What would provide it."""
+        return f"needs {self.name} on PATH, or Go and `make servers`"
 
     def find(self) -> Path | None:
         """The program, if it is here without building."""
         on_path = shutil.which(self.name)
-        if on_path:
-            return Path(on_path)
-        return self.cached if self.cached.is_file() else None
+        return Path(on_path) if on_path else Program.find(self)
 
-    def provide(self) -> Path:
-        """The program, built if need be; whoever comes meanwhile waits for the same build.
-
-        Raises:
-            UnavailableServerError: There is no Go, or the build failed.
-        """
-        found = self.find()
-        if found is not None:
-            return found
-        if shutil.which("go") is None:
-            raise UnavailableServerError(f"needs {self.name} on PATH, or Go and `make servers`")
-        self.cached.parent.mkdir(parents=True, exist_ok=True)
-        with (self.cached.parent / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self.cached.is_file():
-                self._build()
-        return self.cached
-
-    def _build(self) -> None:
-        print(f"building {self.name} {self.version}; {self.takes} on two cores", file=sys.stderr, flush=True)  # noqa: T201 - minutes of silence look like a hang
-        with tempfile.TemporaryDirectory(dir=self.cached.parent) as folder:
-            made = Path(folder) / self.name
-            command = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(made)]
-            if shutil.which("nice"):
-                command = ["nice", "-n", "5", *command]
-            done = subprocess.run(
-                [*command, self.package],
-                cwd=self.folder,
-                timeout=BUILD_S,
-                check=False,
-                stderr=subprocess.PIPE,
-            )
-            if done.returncode != 0:
-                reason = done.stderr.decode(errors="replace")[-2000:]
-                raise UnavailableServerError(f"`make servers` could not build {self.name}:\n{reason}")
-            made.replace(self.cached)
+    def make(self, folder: Path) -> Path:
+        """Build it."""
+        made = folder / self.name
+        self.run(*GO_BUILD, "-o", made, self.package, folder=self.folder)
+        return made
 
 
 CONSUL = GoProgram(
-    "consul", "github.com/hashicorp/consul", "github.com/hashicorp/consul", "four minutes and more"
+    "consul", "four minutes and more", "github.com/hashicorp/consul", "github.com/hashicorp/consul"
 )
-PROGRAMS = {program.name: program for program in (CONSUL,)}
+PROGRAMS: dict[str, Program] = {program.name: program for program in (CONSUL,)}
 """Every program that `make servers` provides; a fixture `<name>_program` of tests/conftest.py gives it."""
 
 
-def require(program: GoProgram) -> Path:
+def require(program: Program) -> Path:
     """The program, or the test is skipped with what would provide it; in CI it fails instead."""
     try:
         return program.provide()

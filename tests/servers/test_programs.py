@@ -15,7 +15,7 @@ from tests.servers.programs import CONSUL, GoProgram, UnavailableServerError, re
 if TYPE_CHECKING:
     from pathlib import Path
 
-HELLO = GoProgram("plexus-hello", ".", "example.org/pinned", "a moment")
+HELLO = GoProgram("plexus-hello", "a moment", ".", "example.org/pinned")
 SOURCE = 'package main\n\nfunc main() { println("hello") }\n'
 
 

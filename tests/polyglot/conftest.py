@@ -1,0 +1,35 @@
+"""The programs in other languages."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from tests.polyglot.programs import POLYGLOT, Caller
+from tests.servers.programs import UnavailableServerError, require
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build what the chosen tests run: a build takes minutes, which no test's timeout allows."""
+    if session.config.option.collectonly:
+        return
+    wanted = {
+        str(item.callspec.params["caller"])
+        for item in session.items
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and "caller" in item.callspec.params
+    }
+    for language in sorted(wanted):
+        # Left to the fixture, which skips or fails with the reason.
+        with contextlib.suppress(UnavailableServerError):
+            POLYGLOT[language].provide()
+
+
+@pytest.fixture(params=sorted(POLYGLOT))
+def caller(request: pytest.FixtureRequest) -> Caller:
+    """A client of the mesh, one after another in each language."""
+    program = POLYGLOT[request.param]
+    require(program)
+    return program
