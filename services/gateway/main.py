@@ -22,10 +22,12 @@ from services.gateway.envoy.types import Edge
 from services.gateway.kong import KongFileError
 from services.gateway.pages import pages
 from services.gateway.proxy import EdgeConfigError, Proxy
+from services.mesh.membership import Membership
+from services.mesh.trust.domain import domain_of
 from services.runtime import telemetry
-from services.runtime.config import MeshConfig, Settings, TelemetryConfig, project_file
-from services.runtime.errors import PlexusError
-from services.runtime.service import join_mesh
+from services.runtime.config import Settings, TelemetryConfig, project_file
+from services.runtime.errors import FailedPreconditionError, PlexusError
+from services.runtime.service import unless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,13 +70,15 @@ async def serve(
     """
     settings = Settings()
     config = config or settings.section("gateway", GatewayConfig)
-    mesh_config = settings.section("mesh", MeshConfig)
     state_dir = _absolute(state_dir)
     telemetry.configure_logging(NAME, settings.section("telemetry", TelemetryConfig))
-    source, identity = join_mesh(NAME, state_dir, control_port, mesh_config.certificate_ttl_s)
+    member = Membership(NAME, state_dir, settings)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(member)
+        if not await unless(stop, member.join()):
+            return
         sockets = _socket_folder(state_dir, stack)
-        mesh = _mesh(state_dir, control_port, identity)
+        mesh = _mesh(state_dir, control_port, member.identity)
         running = await asyncio.to_thread(_Running, state_dir, http_port, config, sockets, mesh)
         await running.serve_limits(stack)
         stack.push_async_callback(running.proxy.stop, config.drain_s)
@@ -85,12 +89,25 @@ async def serve(
             loops = [
                 tasks.create_task(running.keep_alive()),
                 tasks.create_task(running.follow_files()),
-                # Envoy watches the files itself.
-                tasks.create_task(source.rotate(lambda _identity: None)),
+                # Envoy watches the identity's files itself.
+                *(
+                    tasks.create_task(loop, name=name)
+                    for name, loop in member.loops(_same_domain(member.identity)).items()
+                ),
             ]
             await stop.wait()
             for loop in loops:
                 loop.cancel()
+
+
+def _same_domain(joined: Identity) -> Callable[[Identity], None]:
+    """Envoy is configured with the trust domain of the start; in another one the edge starts anew."""
+
+    def check(identity: Identity) -> None:
+        if domain_of(identity) != domain_of(joined):
+            raise FailedPreconditionError("another authority took over", reason="TRUST_DOMAIN_CHANGED")
+
+    return check
 
 
 class _Running:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from services.runtime.access import Decision
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+__all__ = ["Decision", "IntentionAuthorizer", "IntentionTable", "ServiceIntentions", "Source", "load", "read"]
+
 WILDCARD = "*"
+RPC_METHOD = "POST"
+"""The HTTP method of every gRPC call."""
 
 
 class _Model(BaseModel):
@@ -23,25 +28,39 @@ class _Model(BaseModel):
 
 
 class HttpMatch(_Model):
-    """Condition on the RPC path `/package.Service/Method`; exactly one of the three."""
+    """Condition on a call: at most one on its path `/package.Service/Method`, and on the HTTP method.
+
+    Conditions on headers are known and not judged here: with them a permission that allows never matches, and
+    one that denies matches whatever the headers are.
+    """
 
     PathExact: str | None = None
     PathPrefix: str | None = None
     PathRegex: str | None = None
+    Methods: tuple[str, ...] = ()
+    Header: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="after")
-    def _one(self) -> HttpMatch:
-        if sum(value is not None for value in (self.PathExact, self.PathPrefix, self.PathRegex)) != 1:
-            raise ValueError("needs exactly one of PathExact, PathPrefix, PathRegex")
+    def _some(self) -> HttpMatch:
+        paths = sum(value is not None for value in (self.PathExact, self.PathPrefix, self.PathRegex))
+        if paths > 1 or not (paths or self.Methods or self.Header):
+            raise ValueError("needs one of PathExact, PathPrefix, PathRegex, or Methods")
+        if self.PathRegex is not None:
+            try:
+                re.compile(self.PathRegex)
+            except re.error as error:
+                raise ValueError(f"PathRegex: {error}") from error
         return self
 
     def matches(self, path: str) -> bool:
-        """Tell whether the path meets the condition; a regex must match the whole path, as in Consul."""
+        """Tell whether path and method meet the conditions; a regex must match all of it, as in Consul."""
+        if self.Methods and RPC_METHOD not in self.Methods:
+            return False
         if self.PathExact is not None:
             return path == self.PathExact
         if self.PathPrefix is not None:
             return path.startswith(self.PathPrefix)
-        return re.fullmatch(self.PathRegex or "", path) is not None
+        return self.PathRegex is None or re.fullmatch(self.PathRegex, path) is not None
 
 
 class Permission(_Model):
@@ -49,6 +68,12 @@ class Permission(_Model):
 
     Action: Literal["allow", "deny"]
     HTTP: HttpMatch
+
+    def decides(self, path: str) -> bool:
+        """Tell whether this permission is the one for a call; what cannot be judged never opens."""
+        if self.HTTP.Header and self.Action == "allow":
+            return False
+        return self.HTTP.matches(path)
 
 
 class Source(_Model):
@@ -72,14 +97,6 @@ class ServiceIntentions(_Model):
     Kind: Literal["service-intentions"]
     Name: str
     Sources: tuple[Source, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The answer for one call and the rule it came from, for the audit log."""
-
-    allowed: bool
-    rule: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +137,18 @@ class IntentionTable:
             if rule.Action is not None:
                 return Decision(rule.Action == "allow", name)
             for number, permission in enumerate(rule.Permissions):
-                if permission.HTTP.matches(path):
+                if permission.decides(path):
                     return Decision(permission.Action == "allow", f"{name} [{number}]")
             return Decision(allowed=False, rule=f"{name} (no permission matches)")
         return Decision(allowed=False, rule="default deny")
 
 
 def load(folder: Path) -> IntentionTable:
+    """The table of a folder's files; raises as `read`."""
+    return IntentionTable.of(read(folder))
+
+
+def read(folder: Path) -> list[ServiceIntentions]:
     """Read every *.yaml of a folder.
 
     Raises:
@@ -138,30 +160,35 @@ def load(folder: Path) -> IntentionTable:
             entries.append(ServiceIntentions.model_validate(yaml.safe_load(path.read_text())))
         except (ValidationError, yaml.YAMLError) as error:
             raise InvalidArgumentError(f"{path}: {error}", reason="INTENTIONS_INVALID") from error
-    return IntentionTable.of(entries)
+    return entries
 
 
 class IntentionAuthorizer:
-    """Answers for one destination, from a table that is read once; answers are remembered."""
+    """Answers for one destination, from a table that can be replaced at any time; answers are remembered."""
 
     _REMEMBERED = 4096
 
-    def __init__(self, folder: Path, *, destination: str) -> None:
-        """Load the intentions.
+    def __init__(self, table: IntentionTable, *, destination: str) -> None:
+        """Answer from a table.
 
         Args:
-            folder: Folder of service-intentions files.
+            table: The intentions; an empty one denies everything.
             destination: The service that asks.
         """
-        self._table = load(folder)
+        self._table = table
         self._destination = destination
-        self._answers: dict[tuple[str, str], bool] = {}
+        self._answers: dict[tuple[str, str], Decision] = {}
 
-    def allows(self, source: str, path: str) -> bool:
-        """Tell whether `source` may call `path` of this service."""
+    def replace(self, table: IntentionTable) -> None:
+        """Answer from another table from now on."""
+        self._table = table
+        self._answers = {}
+
+    def decide(self, source: str, path: str) -> Decision:
+        """Tell whether `source` may call `path` of this service, and by which rule."""
         answer = self._answers.get((source, path))
         if answer is None:
-            answer = self._table.decide(source, self._destination, path).allowed
+            answer = self._table.decide(source, self._destination, path)
             # Paths are the server's own methods or refused before; the bound guards against surprises.
             if len(self._answers) < self._REMEMBERED:
                 self._answers[(source, path)] = answer

@@ -17,26 +17,35 @@ from plexus.registry.v1 import registry_pb2_grpc
 from services.mesh.ads.hub import Hub
 from services.mesh.ads.servicer import add_to_server as add_ads
 from services.mesh.bootstrap import write_bootstrap
-from services.mesh.intentions import IntentionAuthorizer, load
+from services.mesh.consul.kv import KeyValues
+from services.mesh.consul.seed import seed
+from services.mesh.membership import Membership
 from services.mesh.plane import Plane
+from services.mesh.policy.consul import PREFIX, ConsulPolicyStore
 from services.mesh.policy.folder import FolderPolicyStore
 from services.mesh.registry.client import Registration
+from services.mesh.registry.consul import ConsulRegistry
 from services.mesh.registry.domain import Instance
 from services.mesh.registry.local import LocalRegistry
 from services.mesh.registry.servicer import RegistryServicer
 from services.mesh.servicer import MeshServicer
-from services.mesh.trust.local import LocalCertificateSource
+from services.mesh.trust.domain import domain_of
 from services.runtime import telemetry
 from services.runtime.config import MeshConfig, ServerConfig, Settings, TelemetryConfig, project_file
 from services.runtime.credentials import server_credentials
 from services.runtime.pipeline import Pipeline
+from services.runtime.service import unless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from services.mesh.consul.client import ConsulClient
     from services.mesh.policy.domain import PolicyStore
-    from services.mesh.registry.domain import Catalogue
+    from services.mesh.registry.domain import Catalogue, Registry
+    from services.mesh.trust.domain import Identity
+
+log = structlog.get_logger("services.mesh")
 
 NAME = "control"
 SERVICES = (NAME, "vectors", "storage", "search", "inference", "queueing", "knowledge", "edge")
@@ -57,76 +66,137 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     settings = Settings()
     server_config = settings.section("server", ServerConfig)
     mesh_config = settings.section("mesh", MeshConfig)
-    telemetry_config = settings.section("telemetry", TelemetryConfig)
-    telemetry.configure_logging(NAME, telemetry_config)
-    log = structlog.get_logger("services.mesh")
-
-    source = LocalCertificateSource(state_dir, NAME, mesh_config.certificate_ttl_s)
-    identity = source.ensure()
+    telemetry.configure_logging(NAME, settings.section("telemetry", TelemetryConfig))
+    member = Membership(NAME, state_dir, settings)
     # An identity for the command and for any gRPC client that this user runs.
-    visitor = LocalCertificateSource(state_dir, "cli", mesh_config.certificate_ttl_s)
-    write_bootstrap(visitor.ensure().cert_path.parent, [f"localhost:{port}"], "cli", mesh_config.zone)
-
+    visitor = member.certificates("cli")
     folder = state_dir / "data" / NAME
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    intentions = mesh_config.intentions or project_file("consul/intentions")
-    authorizer = IntentionAuthorizer(intentions, destination=NAME)
-    # Without this a second control plane on the port would take every other connection, unnoticed.
-    alone = [("grpc.so_reuseport", 0)]
-    limits = server_config.model_copy(update={"max_concurrent_calls": mesh_config.max_streams})
-    server = grpc.aio.server(interceptors=[Pipeline(NAME, limits, authorizer)], options=alone)
-    hub = Hub()
-    plane = Plane(hub)
-    policies = FolderPolicyStore(mesh_config.policies or project_file("consul/policies"), folder / "policies")
-
     async with AsyncExitStack() as stack:
-        registry = await stack.enter_async_context(LocalRegistry(folder / "catalogue.json"))
-        metrics = telemetry.serve_metrics(stack)
-        own = Instance(
-            id="control-1",
-            service=NAME,
-            address="127.0.0.1",
-            port=port,
-            meta={"pid": str(os.getpid()), "metrics": f"127.0.0.1:{metrics}"},
-        )
-        # Before anyone connects: a first service that finds no endpoint of the registry would back off.
-        await registry.register(own, lease_s=mesh_config.lease_s)
-        plane.set_policies(await policies.read())
+        await stack.enter_async_context(member)
+        if not await unless(stop, member.join()) or not await unless(stop, visitor.obtain()):
+            return
+        write_bootstrap(state_dir / "identities" / "cli", [f"localhost:{port}"], "cli", mesh_config.zone)
+        hub = Hub()
+        trust = Trust(member.identity)
+        plane = Plane(hub, identity=trust.identity)
+        health = HealthServicer()
+        checked = await member.serve_health(stack, health)
+        meta = {"pid": str(os.getpid()), "metrics": f"127.0.0.1:{telemetry.serve_metrics(stack)}", **checked}
+        own = Instance(id="control-1", service=NAME, address="127.0.0.1", port=port, meta=meta)
+        registry = await _registry(stack, member, folder)
+        policies = _policies(member, mesh_config, folder)
+        if member.consul is None:
+            # Before anyone connects: a first service that finds no endpoint of the registry would back off.
+            await registry.register(own, lease_s=mesh_config.lease_s)
+            plane.set_policies(await policies.read())
         plane.publish(SERVICES)
         plane.set_instances({NAME: [own]})
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
-        add_ads(hub, server)
-        mesh_pb2_grpc.add_MeshServiceServicer_to_server(
-            MeshServicer(hub, plane, policies, lambda: load(intentions)), server
-        )
-        health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        server.add_secure_port(f"127.0.0.1:{port}", server_credentials(identity))
-        await server.start()
+        rules = member.all_intentions()
+        limits = server_config.model_copy(update={"max_concurrent_calls": mesh_config.max_streams})
+        server = _server(member, limits, port)
+        _add(server, registry, hub, MeshServicer(hub, plane, policies, rules.table), health)
+        known = asyncio.Event()
+        registration = Registration(registry, own, lease_s=mesh_config.lease_s)
+        work = {
+            "catalogue": follow_catalogue(registry, plane, known),
+            "policies": follow_policies(policies, plane),
+            "rules": rules.follow(),
+            "registration": registration.run(),
+            "visitor": visitor.rotate(trust.follow(plane)),
+            **member.loops(),
+        }
+        if member.consul is not None:
+            work["seeding"] = _seed(member, member.consul, _policy_folder(mesh_config))
         async with asyncio.TaskGroup() as tasks:
-            loops = [
-                tasks.create_task(follow_catalogue(registry, plane)),
-                tasks.create_task(follow_policies(policies, plane)),
-                tasks.create_task(Registration(registry, own, lease_s=mesh_config.lease_s).run()),
-                tasks.create_task(source.rotate(lambda _identity: None)),
-                tasks.create_task(visitor.rotate(lambda _identity: None)),
-            ]
-            await health.set("", health_pb2.HealthCheckResponse.SERVING)
-            ready()
-            log.info("serving", port=port, pid=os.getpid())
-            await stop.wait()
-            await health.enter_graceful_shutdown()
-            # ADS streams never end by themselves; clients keep what they have and reconnect.
-            await server.stop(grace=0.2)
+            loops = [tasks.create_task(loop, name=name) for name, loop in work.items()]
+            # Clients keep what they have until the catalogue is known; an empty mesh would take it away.
+            if await unless(stop, known.wait()):
+                await server.start()
+                await health.set("", health_pb2.HealthCheckResponse.SERVING)
+                ready()
+                log.info("serving", port=port, pid=os.getpid())
+                await stop.wait()
+                await health.enter_graceful_shutdown()
+                # ADS streams never end by themselves; clients keep what they have and reconnect.
+                await server.stop(grace=0.2)
             for loop in loops:
                 loop.cancel()
+        if member.consul is not None:  # which goes on, and would miss it
+            await registration.deregister()
     log.info("stopped")
 
 
-async def follow_catalogue(catalogue: Catalogue, plane: Plane) -> None:
-    """Publish each change of the instances."""
+def _server(member: Membership, config: ServerConfig, port: int) -> grpc.aio.Server:
+    # Without the option a second control plane on the port would take every other connection, unnoticed.
+    server = grpc.aio.server(
+        interceptors=[Pipeline(NAME, config, member.authorizer)], options=[("grpc.so_reuseport", 0)]
+    )
+    server.add_secure_port(f"127.0.0.1:{port}", server_credentials(member.identity))
+    return server
+
+
+def _add(
+    server: grpc.aio.Server, registry: Registry, hub: Hub, mesh: MeshServicer, health: HealthServicer
+) -> None:
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server)
+    add_ads(hub, server)
+    mesh_pb2_grpc.add_MeshServiceServicer_to_server(mesh, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+
+
+async def _registry(
+    stack: AsyncExitStack, member: Membership, folder: Path
+) -> LocalRegistry | ConsulRegistry:
+    if member.consul is not None:
+        return ConsulRegistry(member.consul)
+    return await stack.enter_async_context(LocalRegistry(folder / "catalogue.json"))
+
+
+def _policies(member: Membership, config: MeshConfig, folder: Path) -> PolicyStore:
+    if member.consul is not None:
+        return ConsulPolicyStore(KeyValues(member.consul))
+    return FolderPolicyStore(_policy_folder(config), folder / "policies")
+
+
+async def _seed(member: Membership, consul: ConsulClient, folder: Path) -> None:
+    shipped = await FolderPolicyStore(folder, folder).read()
+    values = {PREFIX + service: document.text.encode() for service, document in shipped.items()}
+    await seed(consul, member.shipped_intentions(), values)
+
+
+def _policy_folder(config: MeshConfig) -> Path:
+    return config.policies or project_file("consul/policies")
+
+
+class Trust:
+    """The identities that callers expect: those of the trust domain that this process is in."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._domain = domain_of(identity)
+
+    def identity(self, service: str) -> str:
+        """SPIFFE id of a service's servers."""
+        return f"{self._domain}/svc/{service}"
+
+    def follow(self, plane: Plane) -> Callable[[Identity], None]:
+        """Publish everything anew when another authority took over, as after Consul lost its data."""
+
+        def changed(identity: Identity) -> None:
+            domain = domain_of(identity)
+            if domain != self._domain:
+                self._domain = domain
+                plane.set_instances({service: plane.instances(service) for service in plane.services()})
+
+        return changed
+
+
+async def follow_catalogue(catalogue: Catalogue, plane: Plane, known: asyncio.Event | None = None) -> None:
+    """Publish each change of the instances; set `known` after the first."""
     async for changes in catalogue.changes():
         plane.set_instances(changes)
+        if known is not None:
+            known.set()
         await asyncio.sleep(DEBOUNCE_S)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
 from google.protobuf import descriptor_pool
 
 from plexus.options.v1 import options_pb2
@@ -12,6 +14,9 @@ from services.runtime.errors import PermissionDeniedError, UnauthenticatedError
 
 if TYPE_CHECKING:
     from services.runtime.request import Request
+
+audit = structlog.get_logger("audit")
+"""Who was refused what, and by which rule."""
 
 EDGE = "edge"
 """Only this peer's word about the end user is believed."""
@@ -23,21 +28,29 @@ _OWN_CALLS = (
 """What the edge calls for itself, with no end user behind it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer for one call and the rule it came from, for the audit log."""
+
+    allowed: bool
+    rule: str
+
+
 class Authorizer(Protocol):
     """Decides which services may call which methods."""
 
-    def allows(self, source: str, path: str) -> bool:
-        """Tell whether `source` (a service name) may call `path` (`/package.Service/Method`)."""
+    def decide(self, source: str, path: str) -> Decision:
+        """Tell whether `source` (a service name) may call `path` (`/package.Service/Method`), and why."""
         ...
 
 
 class AllowAll:
     """No intentions: for tests of one service alone."""
 
-    def allows(self, source: str, path: str) -> bool:
+    def decide(self, source: str, path: str) -> Decision:
         """Allow."""
         del source, path
-        return True
+        return Decision(allowed=True, rule="allow all")
 
 
 def service_name(spiffe_id: str) -> str:
@@ -66,7 +79,16 @@ def check(request: Request, path: str, authorizer: Authorizer) -> None:
     """
     if not request.peer:
         raise UnauthenticatedError("the caller presented no mesh identity", reason="NO_IDENTITY")
-    if not authorizer.allows(request.peer, path):
+    decision = authorizer.decide(request.peer, path)
+    if not decision.allowed:
+        audit.warning(
+            "call_denied",
+            source=request.peer,
+            source_id=request.peer_id,
+            method=path,
+            rule=decision.rule,
+            consumer=request.consumer or None,
+        )
         raise PermissionDeniedError(
             f"no intention allows {request.peer} to call {path}",
             reason="INTENTION_DENIED",

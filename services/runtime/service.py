@@ -1,8 +1,8 @@
 """A service process: identity, server, registration and the order in which they start and stop.
 
 Start: certificate, dependencies (the service's own `compose`), server, registration, then SERVING.
-Stop: NOT_SERVING, deregistration, a pause for callers to hear of it, bounded drain, background loops, what
-`compose` opened, in reverse.
+Stop: NOT_SERVING, DRAINING in the registry, a pause for callers to hear of it, bounded drain, deregistration,
+background loops, what `compose` opened, in reverse.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from plexus.client.channel import Mesh
-from services.mesh.bootstrap import write_bootstrap
-from services.mesh.intentions import IntentionAuthorizer
+from services.mesh.membership import Membership, enter_xds
 from services.mesh.policy.client import follow_retry_budget
-from services.mesh.registry.client import Registration, RemoteRegistry
+from services.mesh.registry.client import Registration
 from services.mesh.registry.domain import Instance
 from services.mesh.trust.local import LocalCertificateSource
 from services.runtime import telemetry
-from services.runtime.config import MeshConfig, Section, ServerConfig, Settings, TelemetryConfig, project_file
+from services.runtime.config import MeshConfig, Section, ServerConfig, Settings, TelemetryConfig
 from services.runtime.credentials import server_credentials
 from services.runtime.pipeline import Pipeline
 
@@ -150,22 +149,16 @@ async def serve(
     telemetry_config = settings.section("telemetry", TelemetryConfig)
     telemetry.configure_logging(service.name, telemetry_config)
     tracer, stop_tracing = telemetry.configure_tracing(service.name, telemetry_config)
-    source, identity = join_mesh(
-        service.name,
-        state_dir,
-        control_port,
-        mesh_config.certificate_ttl_s,
-        mesh_config.zone,
-        number=number,
-        control_planes=mesh_config.control_planes,
-    )
+    member = Membership(service.name, state_dir, settings)
 
     async with AsyncExitStack() as stack:
         stack.callback(stop_tracing)
+        await stack.enter_async_context(member)
+        if not await unless(stop, member.join()):
+            return
+        member.enter_xds(control_port, number=number)
         mesh = await stack.enter_async_context(Mesh())
-        folder = mesh_config.intentions or project_file("consul/intentions")
-        authorizer = IntentionAuthorizer(folder, destination=service.name)
-        pipeline = Pipeline(service.name, server_config, authorizer, tracer=tracer)
+        pipeline = Pipeline(service.name, server_config, member.authorizer, tracer=tracer)
         server = grpc.aio.server(interceptors=[pipeline], options=message_limits(server_config))
         health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -173,7 +166,8 @@ async def serve(
             name=service.name, state_dir=state_dir, settings=settings, server=server, mesh=mesh
         )
         stack.push_async_callback(runtime.cancel_loops)
-        runtime.spawn(source.rotate(lambda _identity: None), name="certificate-rotation")
+        for name, loop in member.loops().items():
+            runtime.spawn(loop, name=name)
         runtime.spawn(
             follow_retry_budget(mesh.channel("control"), service.name, pipeline.retries.configure),
             name="retry-budget",
@@ -185,8 +179,9 @@ async def serve(
             from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - development only
 
             reflection.enable_server_reflection((*service.proto_services, reflection.SERVICE_NAME), server)
-        port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
+        port = server.add_secure_port("127.0.0.1:0", server_credentials(member.identity))
         await server.start()
+        checked = await member.serve_health(stack, health)
         instance = Instance(
             id=f"{service.name}-{number}",
             service=service.name,
@@ -194,11 +189,9 @@ async def serve(
             port=port,
             version=mesh_config.version or VERSION,
             zone=mesh_config.zone,
-            meta={"pid": str(os.getpid()), "metrics": f"127.0.0.1:{metrics_port}"},
+            meta={"pid": str(os.getpid()), "metrics": f"127.0.0.1:{metrics_port}", **checked},
         )
-        registration = Registration(
-            RemoteRegistry(mesh.channel("control")), instance, lease_s=mesh_config.lease_s
-        )
+        registration = Registration(member.registry(mesh), instance, lease_s=mesh_config.lease_s)
         renewal = runtime.spawn(registration.run(), name="registration")
         try:
             await _first(registration.registered.wait(), stop.wait(), runtime.crashed)
@@ -211,10 +204,11 @@ async def serve(
         finally:
             started = time.monotonic()
             await health.enter_graceful_shutdown()
-            renewal.cancel()
-            await registration.deregister()
+            await registration.drain()
             await asyncio.sleep(LEAVE_S)
             await server.stop(server_config.drain_s)
+            renewal.cancel()
+            await registration.deregister()
             runtime.log.info("stopped", seconds=round(time.monotonic() - started, 2))
 
 
@@ -228,7 +222,7 @@ def join_mesh(
     number: int = 1,
     control_planes: Sequence[str] = (),
 ) -> tuple[LocalCertificateSource, Identity]:
-    """Get this process its identity, and gRPC its xDS bootstrap, before the first channel is made.
+    """Get a process an identity of the local CA, and gRPC its xDS bootstrap, before the first channel.
 
     Args:
         service: Its name.
@@ -241,13 +235,21 @@ def join_mesh(
     """
     source = LocalCertificateSource(state_dir, service, ttl_s)
     identity = source.ensure()
-    node_id = f"{service}-{os.getpid()}"
-    slot = "" if number == 1 else str(number)
     servers = control_planes or [f"localhost:{control_port}"]
-    bootstrap = write_bootstrap(identity.cert_path.parent, servers, node_id, zone, slot)
-    # gRPC reads the variable once, at the first xds channel of the process.
-    os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
+    enter_xds(identity, service, servers, zone, number=number)
     return source, identity
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Do the work, unless it is time to stop first; tell whether it was done."""
+    task = asyncio.ensure_future(work)
+    try:
+        await _first(task, stop.wait())
+        return task.done()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def _first(*waits: Any) -> None:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import httpx
 from services.cli import lifecycle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 PLEXUS = [sys.executable, "-c", "from services.cli.main import main; main()"]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,6 +28,7 @@ class Backend:
 
     state: Path
     port: int
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -37,7 +38,8 @@ class Backend:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PLEXUS_")}
         done = subprocess.run(
             [*PLEXUS, *arguments],
-            env=env | {"PLEXUS_STATE": str(self.state), "PLEXUS_GATEWAY__PORT": str(self.port)},
+            env=env
+            | {"PLEXUS_STATE": str(self.state), "PLEXUS_GATEWAY__PORT": str(self.port), **self.environment},
             cwd=self.state,
             capture_output=True,
             text=True,

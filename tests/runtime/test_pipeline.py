@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from plexus.client.propagation import call_context
 from plexus.inference.v1 import inference_pb2
 from services.runtime import errors, status
+from services.runtime.access import Decision
 from services.runtime.config import ServerConfig
 from services.runtime.request import current
 
@@ -25,9 +26,8 @@ DOMAIN_ERRORS = [kind("a message", reason="SOME_REASON") for kind in status.CODE
 
 
 class DenyAll:
-    def allows(self, source: str, path: str) -> bool:
-        del source, path
-        return False
+    def decide(self, source: str, path: str) -> Decision:
+        return Decision(allowed=False, rule=f"{source} -> {path}")
 
 
 def _bytes(message: bytes) -> bytes:

@@ -10,7 +10,7 @@ import structlog
 
 from services.mesh.consul.client import listing, mapping
 from services.mesh.consul.watch import changes
-from services.mesh.registry.domain import Health, Instance
+from services.mesh.registry.domain import Health, Instance, is_service_name
 from services.runtime.errors import DataLossError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -105,12 +105,12 @@ def _health(checks: Any) -> Health:
 
 
 def service_names(answer: Answer) -> set[str]:
-    """The services in the catalogue, Consul's own left out.
+    """The services in the catalogue that a client could call by name, Consul's own left out.
 
     Raises:
         DataLossError: The answer has not Consul's shape.
     """
-    return set(mapping(answer.json(), "service list")) - {CANARY}
+    return {name for name in mapping(answer.json(), "service list") if is_service_name(name)} - {CANARY}
 
 
 async def sees_services(client: ConsulClient) -> bool:
@@ -153,20 +153,29 @@ async def watch_names(client: ConsulClient) -> AsyncIterator[set[str]]:
 
 
 async def watch_all(client: ConsulClient) -> AsyncIterator[list[Instance]]:
-    """The instances of all services, first when all are known and then after each change.
+    """The instances of all services, first when all are known and then after each change."""
+    known: dict[str, list[Instance]] = {}
+    told: dict[str, list[Instance]] | None = None
+    async for changed in watch_changes(client):
+        known = {name: members for name, members in {**known, **changed}.items() if members}
+        if known != told:
+            told = known
+            yield [instance for _, members in sorted(known.items()) for instance in members]
+
+
+async def watch_changes(client: ConsulClient) -> AsyncIterator[dict[str, list[Instance]]]:
+    """The instances of every service once all are known, then those of services that changed.
 
     One watch for the names and one for each service: a single watch of everything costs the servers several
     times as much.
     """
     watches = _Watches(client)
-    last: list[Instance] | None = None
     try:
         while True:
             await watches.wait()
-            now = watches.instances()
-            if now is not None and now != last:
-                last = now
-                yield now
+            changed = watches.take()
+            if changed is not None:
+                yield changed
     finally:
         await watches.close()
 
@@ -176,46 +185,54 @@ class _Watches:
 
     def __init__(self, client: ConsulClient) -> None:
         self._client = client
-        self._known: dict[str, list[Instance] | None] = {}
         self._services: dict[str, asyncio.Task[None]] = {}
+        self._waiting: set[str] = set()
+        self._changes: dict[str, list[Instance]] = {}
+        self._told = False
         self._named = False
-        self._changed = asyncio.Event()
+        self._woken = asyncio.Event()
         self._names = asyncio.create_task(self._follow_names(), name="consul-watch-names")
 
     async def _follow(self, service: str) -> None:
         async for instances in watch_service(self._client, service):
-            self._known[service] = instances
-            self._changed.set()
+            self._changes[service] = instances
+            self._waiting.discard(service)
+            self._woken.set()
 
     async def _follow_names(self) -> None:
         async for names in watch_names(self._client):
             for gone in self._services.keys() - names:
                 self._services.pop(gone).cancel()
-                self._known.pop(gone)
+                self._waiting.discard(gone)
+                self._changes[gone] = []
             for new in sorted(names - self._services.keys()):
-                self._known[new] = None
+                self._waiting.add(new)
                 self._services[new] = asyncio.create_task(self._follow(new), name=f"consul-watch-{new}")
             self._named = True
-            self._changed.set()
+            self._woken.set()
 
     async def wait(self) -> None:
         """Wait for a change; a watch that ended, which only a defect does, must not look like silence."""
         tasks = [self._names, *self._services.values()]
-        waiting = asyncio.create_task(self._changed.wait())
+        waiting = asyncio.create_task(self._woken.wait())
         try:
             await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
-        self._changed.clear()
+        self._woken.clear()
         for task in tasks:
             if task.done() and not task.cancelled():
                 task.result()
 
-    def instances(self) -> list[Instance] | None:
-        """All that is known; None before every service has been heard of."""
-        if not self._named or any(members is None for members in self._known.values()):
+    def take(self) -> dict[str, list[Instance]] | None:
+        """What changed since the last time; None if nothing did or not all is known for the first time."""
+        if not self._told and (not self._named or self._waiting):
             return None
-        return [instance for _, members in sorted(self._known.items()) for instance in members or ()]
+        if self._told and not self._changes:
+            return None
+        self._told = True
+        changes, self._changes = self._changes, {}
+        return changes
 
     async def close(self) -> None:
         """End all tasks."""

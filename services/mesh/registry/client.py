@@ -15,6 +15,7 @@ from google.protobuf import duration_pb2
 
 from plexus.registry.v1 import registry_pb2, registry_pb2_grpc
 from services.mesh.registry import convert
+from services.mesh.registry.domain import Health
 from services.runtime.errors import NotFoundError, PlexusError
 from services.runtime.status import from_rpc_error
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
 
     from plexus.client.channel import MeshChannel
-    from services.mesh.registry.domain import Health, Instance, Registry
+    from services.mesh.registry.domain import Instance, Registry
 
 T = TypeVar("T")
 
@@ -120,6 +121,16 @@ class Registration:
             with contextlib.suppress(TimeoutError):  # the usual end of the wait: nothing changed
                 await asyncio.wait_for(self._changed.wait(), self._lease_s / 3)
             self._changed.clear()
+
+    async def drain(self) -> None:
+        """Take no new calls; if the registry cannot be told now, the renewals go on trying."""
+        if not self.registered.is_set():
+            return
+        self.set_health(Health.DRAINING)
+        try:
+            await self._registry.keep_alive(self._instance.id, Health.DRAINING)
+        except PlexusError as error:
+            log.warning("drain_not_told", reason=error.reason)
 
     async def deregister(self) -> None:
         """Leave; if the registry cannot be told, the lease runs out."""

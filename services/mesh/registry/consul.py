@@ -138,6 +138,10 @@ class ConsulRegistry:
         answer = await self._client.request("GET", catalogue.health_path(service))
         return catalogue.instances_of(answer)
 
+    def changes(self) -> AsyncIterator[dict[str, list[Instance]]]:
+        """See Catalogue; while Consul does not answer nothing is told, and what was known holds."""
+        return catalogue.watch_changes(self._client)
+
     def watch(self, service: str = "") -> AsyncIterator[list[Instance]]:
         """See Registry; while Consul does not answer nothing is told, and the last list holds."""
         if service:

@@ -38,11 +38,20 @@ class Identity:
     not_after: datetime
 
 
+def domain_of(identity: Identity) -> str:
+    """What the SPIFFE ids of all services of an authority begin with, up to `/svc/`."""
+    return identity.spiffe_id.rpartition("/svc/")[0]
+
+
 class CertificateSource(Protocol):
     """Gives a process its identity and keeps the files fresh."""
 
+    async def obtain(self) -> Identity:
+        """Return a valid identity, made or renewed if need be; wait for an authority that is away."""
+        ...
+
     def ensure(self) -> Identity:
-        """Return a valid identity, made or renewed if need be."""
+        """The same for a program that runs no event loop yet."""
         ...
 
     async def rotate(self, on_change: Callable[[Identity], None]) -> None:

@@ -7,8 +7,6 @@ does not; the interface is that of the Connect CA, which does keep them apart.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import ipaddress
 import os
 import random
@@ -22,9 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from services.mesh.trust.domain import Identity, spiffe_id
+from services.mesh.trust.files import locked, private_pem, write, write_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 log = structlog.get_logger(__name__)
@@ -37,43 +36,17 @@ RENEW_AT = 2 / 3
 _RETRY_S = 5.0
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Replace a file by rename, durable, never readable by others for an instant."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    # PKCS#8: Java's gRPC reads no SEC1 keys.
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 class LocalCA:
     """A self-signed root in `<state>/ca`: `ca.pem` and `ca.key` (0600)."""
 
     def __init__(self, folder: Path) -> None:
         """Open the authority, minting it if the folder has none."""
-        with _locked(folder):
+        with locked(folder):
             cert_path, key_path = folder / "ca.pem", folder / "ca.key"
             if not cert_path.is_file():
                 key = ec.generate_private_key(ec.SECP256R1())
-                _write(key_path, _private_pem(key), 0o600)
-                _write(cert_path, _self_signed(key).public_bytes(serialization.Encoding.PEM), 0o644)
+                write(key_path, private_pem(key), 0o600)
+                write(cert_path, _self_signed(key).public_bytes(serialization.Encoding.PEM), 0o644)
             loaded = serialization.load_pem_private_key(key_path.read_bytes(), None)
             if not isinstance(loaded, ec.EllipticCurvePrivateKey):
                 raise TypeError(f"{key_path} does not hold an elliptic curve key")
@@ -162,11 +135,15 @@ class LocalCertificateSource:
     def ensure(self) -> Identity:
         """Return the identity on disk if it is young enough and of this CA, else a new one."""
         ca = LocalCA(self._state_dir / "ca")
-        with _locked(self._folder):
+        with locked(self._folder):
             current = self._load(ca)
             if current is not None and datetime.now(UTC) < self._renewal_time(current):
                 return current
             return self._issue(ca)
+
+    async def obtain(self) -> Identity:
+        """See CertificateSource."""
+        return await asyncio.to_thread(self.ensure)
 
     async def rotate(self, on_change: Callable[[Identity], None]) -> None:
         """Renew the files at two thirds of their life, with jitter, for ever."""
@@ -186,7 +163,7 @@ class LocalCertificateSource:
 
     def _renew(self) -> Identity:
         ca = LocalCA(self._state_dir / "ca")
-        with _locked(self._folder):
+        with locked(self._folder):
             return self._issue(ca)
 
     def _renewal_time(self, identity: Identity) -> datetime:
@@ -215,9 +192,6 @@ class LocalCertificateSource:
         key = ec.generate_private_key(ec.SECP256R1())
         cert = ca.sign(self._service, key.public_key(), self._ttl)
         identity = self._identity(cert.not_valid_after_utc)
-        # All three at every rotation, the CA last: some gRPC clients take a new leaf only when the CA file
-        # changes too, and our servers take its change as the sign that the pair is complete.
-        _write(identity.key_path, _private_pem(key), 0o600)
-        _write(identity.cert_path, cert.public_bytes(serialization.Encoding.PEM), 0o644)
-        _write(identity.ca_path, ca.pem, 0o644)
+        pem = cert.public_bytes(serialization.Encoding.PEM)
+        write_identity(self._folder, key=private_pem(key), cert=pem, ca=ca.pem)
         return identity

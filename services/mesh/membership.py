@@ -1,0 +1,236 @@
+"""How a process takes part in the mesh: its identity, the rules it obeys and where it registers.
+
+Without Consul all of it is Plexus's own: the local CA, the shipped intentions, the control plane's registry.
+With Consul they are Consul's: the Connect CA, the intentions kept there, the agent on this host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Self
+
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+
+from services.mesh import intentions
+from services.mesh.bootstrap import write_bootstrap
+from services.mesh.consul.client import ConsulClient
+from services.mesh.consul.config import ConsulConfig
+from services.mesh.consul.intentions import watch_all_intentions, watch_intentions
+from services.mesh.intentions import IntentionAuthorizer, IntentionTable
+from services.mesh.registry.client import RemoteRegistry
+from services.mesh.registry.consul import HEALTH_META, ConsulRegistry
+from services.mesh.trust.consul import ConnectCertificateSource
+from services.mesh.trust.local import LocalCertificateSource
+from services.runtime.config import MeshConfig, Settings, project_file
+from services.runtime.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Any
+
+    from grpc_health.v1._async import HealthServicer
+
+    from plexus.client.channel import Mesh
+    from services.mesh.registry.domain import Registry
+    from services.mesh.trust.domain import CertificateSource, Identity
+
+log = structlog.get_logger(__name__)
+
+_RETRY_MIN_S, _RETRY_MAX_S = 0.2, 5.0
+
+
+def enter_xds(
+    identity: Identity, service: str, servers: Sequence[str], zone: str, *, number: int = 1
+) -> None:
+    """Give gRPC its xDS bootstrap; before the first xds channel, since gRPC reads the variable once.
+
+    Args:
+        identity: Of this process.
+        service: Its name.
+        servers: Control planes as host:port.
+        zone: Where this process runs.
+        number: Which of the service's instances; each has a bootstrap file of its own.
+    """
+    node_id = f"{service}-{os.getpid()}"
+    bootstrap = write_bootstrap(
+        identity.cert_path.parent, servers, node_id, zone, "" if number == 1 else str(number)
+    )
+    os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
+
+
+class AllIntentions:
+    """The rules of every service, as they are kept where they count."""
+
+    def __init__(
+        self, consul: ConsulClient | None, shipped: Callable[[], list[intentions.ServiceIntentions]]
+    ) -> None:
+        self._consul = consul
+        self._shipped = shipped
+        self._told = IntentionTable()
+
+    def table(self) -> IntentionTable:
+        """The rules now.
+
+        Raises:
+            InvalidArgumentError: A file is not valid.
+        """
+        return IntentionTable.of(self._shipped()) if self._consul is None else self._told
+
+    async def follow(self) -> None:
+        """Follow those in Consul, for ever; without Consul there is nothing to follow."""
+        if self._consul is not None:
+            async for table in watch_all_intentions(self._consul):
+                self._told = table
+
+
+class Membership:
+    """One process's part in the mesh; open it with `async with`, then `join`.
+
+    Attributes:
+        consul: The open client, if Consul is configured.
+        authorizer: Answers by the present intentions; denies everything before `join`.
+    """
+
+    def __init__(self, service: str, state_dir: Path, settings: Settings) -> None:
+        """Read the configuration.
+
+        Args:
+            service: Name of this process in the mesh.
+            state_dir: Folder of all state.
+            settings: With the sections `mesh` and `consul`.
+
+        Raises:
+            InvalidArgumentError: A section is not valid.
+        """
+        self._service = service
+        self._state_dir = state_dir
+        self._mesh_config = settings.section("mesh", MeshConfig)
+        consul_config = settings.section("consul", ConsulConfig)
+        self.consul = ConsulClient(consul_config) if consul_config.enabled else None
+        self.source = self.certificates(service)
+        self.authorizer = IntentionAuthorizer(IntentionTable(), destination=service)
+        self._identity: Identity | None = None
+        self._rules: AsyncIterator[IntentionTable] | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        if self.consul is not None:
+            await self._stack.enter_async_context(self.consul)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    @property
+    def identity(self) -> Identity:
+        """What `join` got."""
+        if self._identity is None:
+            raise RuntimeError("not joined")
+        return self._identity
+
+    def enter_xds(self, control_port: int, *, number: int = 1) -> None:
+        """Give gRPC its xDS bootstrap; before the first xds channel.
+
+        Args:
+            control_port: Loopback port of the control plane, if the configuration names none.
+            number: Which of the service's instances this is.
+        """
+        servers = self._mesh_config.control_planes or [f"localhost:{control_port}"]
+        enter_xds(self.identity, self._service, servers, self._mesh_config.zone, number=number)
+
+    def certificates(self, service: str) -> CertificateSource:
+        """Identities of a service, from the authority that counts here."""
+        if self.consul is not None:
+            return ConnectCertificateSource(self._state_dir, service, self.consul)
+        return LocalCertificateSource(self._state_dir, service, self._mesh_config.certificate_ttl_s)
+
+    def shipped_intentions(self) -> list[intentions.ServiceIntentions]:
+        """What is in the folder of intentions.
+
+        Raises:
+            InvalidArgumentError: A file is not valid.
+        """
+        return intentions.read(self._mesh_config.intentions or project_file("consul/intentions"))
+
+    def all_intentions(self) -> AllIntentions:
+        """The rules of every service, to be shown."""
+        return AllIntentions(self.consul, self.shipped_intentions)
+
+    async def join(self) -> Identity:
+        """Get the identity and the rules; waits for a Consul that is away, and says so.
+
+        Raises:
+            FailedPreconditionError: Consul wants a token and none is configured.
+            PermissionDeniedError: Consul does not know the token.
+        """
+        if self.consul is not None:
+            await self._wait_for_consul(self.consul)
+        self._identity = await self.source.obtain()
+        if self.consul is not None:
+            self._rules = watch_intentions(self.consul, self._service)
+            self.authorizer.replace(await anext(self._rules))
+        else:
+            self.authorizer.replace(IntentionTable.of(self.shipped_intentions()))
+        return self._identity
+
+    async def _wait_for_consul(self, consul: ConsulClient) -> None:
+        failures = 0
+        while True:
+            try:
+                await consul.check_access()
+            except UnavailableError:
+                failures += 1
+                if failures == 1:
+                    log.warning("waiting_for", dependency="consul", address=consul.config.address)
+                longest = min(_RETRY_MAX_S, _RETRY_MIN_S * 2 ** min(failures, 16))
+                await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load only
+                continue
+            if failures:
+                log.info("found", dependency="consul", after_failures=failures)
+            return
+
+    def loops(
+        self, on_identity: Callable[[Identity], None] = lambda _identity: None
+    ) -> dict[str, Coroutine[Any, Any, None]]:
+        """What must run as long as the process does, by name.
+
+        Args:
+            on_identity: Told of each new identity.
+        """
+        found = {"certificate-rotation": self.source.rotate(on_identity)}
+        if self._rules is not None:
+            found["intentions"] = self._follow(self._rules)
+        return found
+
+    async def _follow(self, rules: AsyncIterator[IntentionTable]) -> None:
+        async for table in rules:
+            self.authorizer.replace(table)
+            log.info("intentions_changed", rules=sum(map(len, table.by_destination.values())))
+
+    def registry(self, mesh: Mesh) -> Registry:
+        """Where this process registers."""
+        return RemoteRegistry(mesh.channel("control")) if self.consul is None else ConsulRegistry(self.consul)
+
+    async def serve_health(self, stack: AsyncExitStack, health: HealthServicer) -> dict[str, str]:
+        """Let the agent ask for the health, if there is one; it cannot show a certificate, so without TLS.
+
+        Returns:
+            What to add to the instance's meta.
+        """
+        if self.consul is None:
+            return {}
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        return {HEALTH_META: f"127.0.0.1:{port}"}
