@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,9 +16,10 @@ from services.runtime.config import ServerConfig
 from services.runtime.pipeline import Pipeline
 from services.runtime.service import message_limits
 from tests.servers.programs import PROGRAMS, UnavailableServerError, require
+from tests.servers.rabbitmq import RabbitServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -28,7 +30,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         name for item in session.items if isinstance(item, pytest.Function) for name in item.fixturenames
     }
     for program in PROGRAMS.values():
-        if f"{program.name}_program" in wanted and not session.config.option.collectonly:
+        if {program.name, f"{program.name}_program"} & wanted and not session.config.option.collectonly:
             # Left to the fixture, which skips or fails with the reason.
             with contextlib.suppress(UnavailableServerError):
                 program.provide()
@@ -38,6 +40,26 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def consul_program() -> Path:
     """The `consul` binary."""
     return require(PROGRAMS["consul"])
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RabbitServer]:
+    """RabbitMQ for the session: that of `PLEXUS_TEST_RABBITMQ_URL` (its management API), else ours."""
+    url = os.environ.get("PLEXUS_TEST_RABBITMQ_URL")
+    if url:
+        yield RabbitServer.at(url)
+        return
+    program: Path = request.getfixturevalue("rabbitmq_program")
+    with RabbitServer(program, tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_program() -> Path:
+    """Debian's `rabbitmq-server`."""
+    return require(PROGRAMS["rabbitmq"])
 
 
 class Serve(Protocol):

@@ -129,7 +129,7 @@ def _default(value: Any) -> str:
         for size, unit in reversed(_NUMBERS.items()):
             if value >= size and value % size == 0:
                 return f"`{value}` ({value // size} {unit})" if value >= 1024**2 else f"`{value}`"
-    return f"`{json.dumps(value)}`"
+    return f"`{json.dumps(value, default=str)}`"  # str shows a secret as asterisks
 
 
 def keys() -> str:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import SecretStr
+
 from services.runtime.config import Section
 
 
 class QueueingConfig(Section):
     """Section `queueing`."""
 
+    backend: Literal["sqlite", "rabbitmq"] = "sqlite"
+    """Where messages are: in a file of this service, or in RabbitMQ with the rest in that file."""
+    rabbitmq_url: SecretStr = SecretStr("amqp://plexus@localhost:5672/plexus")
+    """Of the broker's virtual host, with user and password; amqps for TLS."""
+    publish_deadline_s: float = 10.0
+    """How long a publish waits for RabbitMQ's confirmation."""
+    heartbeat_s: int = 10
+    """Of connections to RabbitMQ: a dead peer is noticed after about three of these."""
     dedup_window_s: float = 600.0
     """How long a deduplication id is remembered."""
     max_waiting_writes: int = 20_000

@@ -160,14 +160,66 @@ class GoProgram(Program):
         return made
 
 
+@dataclass(frozen=True, slots=True)
+class DebianProgram:
+    """A program that is installed from Debian's archive, by whoever may do that.
+
+    Attributes:
+        name: Of the program, as the fixture has it.
+        package: What is installed.
+        path: Where it then is.
+    """
+
+    name: str
+    package: str
+    path: Path
+
+    @property
+    def version(self) -> str:
+        """The installed version, empty if it is not."""
+        done = subprocess.run(
+            ["dpkg-query", "-W", "-f=${Version}", self.package], check=False, capture_output=True, text=True
+        )
+        return done.stdout
+
+    def provide(self) -> Path:
+        """The program, installed if need be.
+
+        Raises:
+            UnavailableServerError: We may not install, or it failed.
+        """
+        if self.path.is_file():
+            return self.path
+        install = ["apt-get", "install", "--yes", "--no-install-recommends", self.package]
+        if shutil.which("apt-get") is None or os.getuid() != 0:
+            raise UnavailableServerError(f"needs {self.name}: `sudo {' '.join(install)}`")
+        with (Path(tempfile.gettempdir()) / f"plexus-{self.package}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.path.is_file():
+                self._install(install)
+        return self.path
+
+    @staticmethod
+    def _install(install: list[str]) -> None:
+        # The tests run servers of their own: the package's is not started.
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        for command in (["apt-get", "update"], install):
+            done = subprocess.run(
+                command, timeout=BUILD_S, check=False, capture_output=True, text=True, env=environment
+            )
+            if done.returncode != 0:
+                raise UnavailableServerError(f"`{' '.join(command)}` failed:\n{done.stderr[-2000:]}")
+
+
 CONSUL = GoProgram(
     "consul", "four minutes and more", "github.com/hashicorp/consul", "github.com/hashicorp/consul"
 )
-PROGRAMS: dict[str, Program] = {program.name: program for program in (CONSUL,)}
+RABBITMQ = DebianProgram("rabbitmq", "rabbitmq-server", Path("/usr/lib/rabbitmq/bin/rabbitmq-server"))
+PROGRAMS: dict[str, Program | DebianProgram] = {program.name: program for program in (CONSUL, RABBITMQ)}
 """Every program that `make servers` provides; a fixture `<name>_program` of tests/conftest.py gives it."""
 
 
-def require(program: Program) -> Path:
+def require(program: Program | DebianProgram) -> Path:
     """The program, or the test is skipped with what would provide it; in CI it fails instead."""
     try:
         return program.provide()

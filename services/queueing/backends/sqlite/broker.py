@@ -65,8 +65,8 @@ class SqliteBroker:
         self._catalogue = Catalogue(self._database)
         self._events = EventLog(self._database, self._catalogue)
         self._messages = Messages(self._database, self._catalogue, self._events, dedup_window_s)
-        self._deliveries = Deliveries(self._database, self._catalogue, self._messages)
         self._dead = DeadLetters(self._database, self._catalogue, self._messages)
+        self._deliveries = Deliveries(self._database, self._catalogue, self._messages, self._dead)
 
     async def __aenter__(self) -> Self:
         """Start the writer."""

@@ -4,24 +4,63 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from services.queueing.backends.sqlite.messages import STORED, Messages, stored
+from services.queueing.backends.sqlite.messages import STORED, stored
 from services.queueing.domain import DeadLetter, DeadLetterStats, Redrive, Where
 from services.runtime.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from services.queueing.backends.sqlite.catalogue import Catalogue
     from services.queueing.backends.sqlite.database import Database
+    from services.queueing.resources import Subscription
+
+
+class Resend(Protocol):
+    """Delivers a message again that is given as the columns STORED and its policy."""
+
+    def again(self, row: tuple[Any, ...], subscription: Subscription, due: float) -> None:
+        """To one subscription."""
+        ...
+
+    def forward(self, row: tuple[Any, ...], topic: str, extra: dict[str, str], due: float) -> bool:
+        """To a topic, with more attributes; false if nobody there would get it."""
+        ...
 
 
 class DeadLetters:
-    """Reads, redrives and purges. Methods are jobs' parts, to be called in the writer's thread."""
+    """Buries, reads, redrives and purges. Methods are jobs' parts, to be called in the writer's thread."""
 
-    def __init__(self, database: Database, catalogue: Catalogue, messages: Messages) -> None:
+    def __init__(self, database: Database, catalogue: Catalogue, messages: Resend) -> None:
         self._db = database.connection
         self._catalogue = catalogue
         self._messages = messages
+
+    def bury(
+        self,
+        subscription: Subscription,
+        row: tuple[Any, ...],
+        reason: str,
+        now: float,
+        attempts: int,
+        history: str,
+    ) -> None:
+        """Give up a message: to the dead letter topic, or here if there is none or nobody hears it."""
+        target = subscription.dead_letter_topic
+        if target and self._catalogue.has_topic(target):
+            extra = {
+                "plexus-dead-letter-subscription": subscription.name,
+                "plexus-dead-letter-topic": row[1],
+                "plexus-dead-letter-reason": reason,
+                "plexus-dead-letter-attempts": str(attempts),
+            }
+            if self._messages.forward(row, target, extra, now):
+                return
+        self._db.execute(
+            f"INSERT INTO dead_letters (subscription, died, reason, history, attempts, {STORED}, retry)"  # noqa: S608 - constant
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (subscription.name, now, reason, history, attempts, *row),
+        )
 
     def read(self, subscription: str, where: Where, limit: int, after: int) -> list[DeadLetter]:
         """Read dead letters, oldest first."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from services.queueing.backends.sqlite.catalogue import Catalogue
     from services.queueing.backends.sqlite.database import Database
+    from services.queueing.backends.sqlite.dead_letters import DeadLetters
     from services.queueing.resources import Subscription
 
 LEASE_EXPIRED = "lease expired"
@@ -27,11 +28,14 @@ _LEVELS = sorted(Priority, reverse=True)
 class Deliveries:
     """What subscriptions hold. Methods are jobs' parts, to be called in the writer's thread."""
 
-    def __init__(self, database: Database, catalogue: Catalogue, messages: Messages) -> None:
+    def __init__(
+        self, database: Database, catalogue: Catalogue, messages: Messages, dead: DeadLetters
+    ) -> None:
         self._database = database
         self._db = database.connection
         self._catalogue = catalogue
         self._messages = messages
+        self._dead = dead
 
     def lease(self, name: str, max_messages: int, max_bytes: int) -> tuple[list[Delivery], float | None]:
         """Hand out what is due, highest priority first; if nothing is, say when something will be."""
@@ -96,7 +100,7 @@ class Deliveries:
             " WHERE d.subscription = ? AND d.message = ?",
             (subscription.name, message),
         ).fetchone()
-        policy = retry_from(retry_text, subscription.retry)
+        policy = retry_from(retry_text) or subscription.retry
         history = json.dumps([*json.loads(history_text), [now, reason]][-MAX_HISTORY:])
         if not dead and attempts < policy.max_attempts:
             self._db.execute(
@@ -104,29 +108,10 @@ class Deliveries:
                 (history, subscription.name, message),
             )
             return policy.pause_s(attempts)
-        self._bury(subscription, message, reason, now, attempts, history)
+        row = self._db.execute(f"SELECT {STORED}, retry FROM messages WHERE id = ?", (message,)).fetchone()  # noqa: S608 - constant
+        self._dead.bury(subscription, row, reason, now, attempts, history)
         self._messages.drop(subscription.name, message)
         return None
-
-    def _bury(
-        self, subscription: Subscription, message: int, reason: str, now: float, attempts: int, history: str
-    ) -> None:
-        row = self._db.execute(f"SELECT {STORED}, retry FROM messages WHERE id = ?", (message,)).fetchone()  # noqa: S608 - constant
-        target = subscription.dead_letter_topic
-        if target and self._catalogue.has_topic(target):
-            extra = {
-                "plexus-dead-letter-subscription": subscription.name,
-                "plexus-dead-letter-topic": row[1],
-                "plexus-dead-letter-reason": reason,
-                "plexus-dead-letter-attempts": str(attempts),
-            }
-            if self._messages.forward(row, target, extra, now):
-                return
-        self._db.execute(
-            f"INSERT INTO dead_letters (subscription, died, reason, history, attempts, {STORED}, retry)"  # noqa: S608 - constant
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (subscription.name, now, reason, history, attempts, *row),
-        )
 
     def _leased(self, subscription: str, ack_ids: Iterable[str]) -> Iterator[tuple[str, int | None]]:
         """Each id with its message, or None if its lease has ended or is another's."""

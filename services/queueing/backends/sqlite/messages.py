@@ -45,10 +45,10 @@ def stored(row: tuple[Any, ...]) -> Stored:
     )
 
 
-def retry_from(text: str | None, default: RetryPolicy) -> RetryPolicy:
-    """A message's own policy, else the subscription's."""
+def retry_from(text: str | None) -> RetryPolicy | None:
+    """A message's own policy."""
     if text is None:
-        return default
+        return None
     fields = json.loads(text)
     return RetryPolicy(**{**fields, "backoff": Backoff(fields["backoff"])})
 

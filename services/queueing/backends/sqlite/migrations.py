@@ -66,4 +66,14 @@ CREATE INDEX events_by_correlation ON events (topic, correlation_id, sequence) W
 CREATE INDEX events_by_key ON events (topic, ordering_key, sequence) WHERE ordering_key != '';
 """
 
-MIGRATIONS = (_FIRST, _ORDER_PRIORITY_LOG)
+_DEFERRED = """
+CREATE TABLE deferred (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, subscription TEXT NOT NULL, due REAL NOT NULL, expires REAL,
+    attempts INTEGER NOT NULL, history TEXT NOT NULL, copy TEXT NOT NULL, message_id TEXT NOT NULL,
+    topic TEXT NOT NULL, data BLOB NOT NULL, attributes TEXT NOT NULL, published REAL NOT NULL,
+    ordering_key TEXT NOT NULL, priority INTEGER NOT NULL, correlation_id TEXT NOT NULL, retry TEXT
+);
+CREATE INDEX deferred_by_due ON deferred (due, id);
+CREATE INDEX deferred_by_subscription ON deferred (subscription, message_id);
+"""
+MIGRATIONS = (_FIRST, _ORDER_PRIORITY_LOG, _DEFERRED)

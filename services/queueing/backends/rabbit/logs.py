@@ -1,0 +1,147 @@
+"""The logs of topics, as RabbitMQ's streams."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import aio_pika
+
+from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
+from services.queueing.backends.rabbit.topology import DIRECT, TOPICS, log_name, stream_arguments
+from services.queueing.backends.rabbit.wire import MARKER, Carried, decode
+from services.queueing.domain import Event, Events
+from services.runtime.errors import FailedPreconditionError
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractIncomingMessage
+
+    from services.queueing.backends.rabbit.link import Link, Publisher
+    from services.queueing.resources import Topic
+
+_PREFETCH = 500
+_READ_S = 60.0
+
+
+class Logs:
+    """Makes and reads streams."""
+
+    def __init__(self, link: Link, publisher: Publisher) -> None:
+        self._link = link
+        self._publisher = publisher
+
+    async def declare(self, topic: Topic) -> None:
+        """Make the stream of a topic."""
+        await self._publisher.prepare()
+        channel = await self._link.channel()
+        name = log_name(topic.name)
+        try:
+            queue = await channel.declare_queue(name, durable=True, arguments=stream_arguments(topic))
+            await queue.bind(TOPICS, f"*.{topic.name}")
+            await queue.bind(DIRECT, name)
+        except BROKEN as error:
+            raise away() from error
+        finally:
+            if not channel.is_closed:
+                await channel.close()
+
+    async def delete(self, topic: str) -> None:
+        """Delete the stream of a topic."""
+        channel = await self._link.channel()
+        try:
+            await channel.queue_delete(log_name(topic))
+        except BROKEN as error:
+            raise away() from error
+        finally:
+            if not channel.is_closed:
+                await channel.close()
+
+    async def read(self, topic: Topic, events: Events, limit: int) -> list[tuple[int, Carried]]:
+        """Sequence and message, oldest first.
+
+        The end of a stream is not told by the broker, so a marker is put there and read up to.
+
+        Raises:
+            FailedPreconditionError: The topic keeps no log.
+            UnavailableError: The broker cannot be reached, or the log was not read in time.
+        """
+        if not topic.log:
+            raise FailedPreconditionError(
+                f"topic {topic.name!r} keeps no log",
+                reason="TOPIC_HAS_NO_LOG",
+                metadata={"topic": topic.name},
+            )
+        marker = uuid.uuid4().hex
+        mark = aio_pika.Message(b"", headers={MARKER: marker}, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await self._publisher.publish(DIRECT, [(log_name(topic.name), mark)])
+        oldest = max(events.after, time.time() - topic.retention_s)
+        start: int | datetime = events.from_sequence
+        if not events.from_sequence:
+            # The broker's times are of its chunks: begin a little before.
+            start = datetime.fromtimestamp(max(0.0, oldest - 60.0), UTC)
+        reading = _Reading(marker, events, oldest, limit)
+        channel = await self._link.channel()
+        try:
+            await channel.set_qos(prefetch_count=_PREFETCH)
+            queue = await channel.get_queue(log_name(topic.name), ensure=False)
+            await queue.consume(reading.take, arguments={"x-stream-offset": start})
+            async with asyncio.timeout(_READ_S):
+                await reading.done.wait()
+        except (*BROKEN, TimeoutError) as error:
+            raise away("the log could not be read in time") from error
+        except asyncio.CancelledError:
+            if interrupted():
+                raise away() from None
+            raise
+        finally:
+            if not channel.is_closed:
+                await channel.close()
+        return reading.found[:limit]
+
+
+class _Reading:
+    """One pass along a stream, up to a marker or a number of events."""
+
+    def __init__(self, marker: str, events: Events, oldest: float, limit: int) -> None:
+        self._marker = marker
+        self._events = events
+        self._oldest = oldest
+        self._limit = limit
+        self.found: list[tuple[int, Carried]] = []
+        self.done = asyncio.Event()
+
+    async def take(self, incoming: AbstractIncomingMessage) -> None:
+        """Look at a message."""
+        if self.done.is_set():
+            return
+        headers = incoming.headers
+        if MARKER not in headers:
+            carried, sequence = decode(incoming), int(str(headers["x-stream-offset"]))
+            if sequence >= self._events.from_sequence and _wanted(carried, self._events, self._oldest):
+                self.found.append((sequence, carried))
+        if headers.get(MARKER) == self._marker or len(self.found) >= self._limit:
+            self.done.set()
+        await incoming.ack()  # asks for more
+
+
+def _wanted(carried: Carried, events: Events, oldest: float) -> bool:
+    stored = carried.stored
+    return (
+        stored.published >= oldest
+        and (not events.before or stored.published < events.before)
+        and (not events.kind or stored.attributes.get("type") == events.kind)
+        and (not events.correlation_id or stored.correlation_id == events.correlation_id)
+        and (not events.ordering_key or stored.ordering_key == events.ordering_key)
+    )
+
+
+def event(found: tuple[int, Carried]) -> Event:
+    """The domain's event."""
+    return Event(found[0], found[1].stored)
+
+
+ALL = 10_000_000
+"""More events than a log is read at once."""

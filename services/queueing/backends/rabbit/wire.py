@@ -1,0 +1,125 @@
+"""Messages as RabbitMQ carries them: the content as it is, all that is said of it in one header."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+
+from services.queueing.domain import Message, Stored
+from services.queueing.resources import Backoff, Priority, RetryPolicy
+from services.runtime.errors import PlexusError
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractIncomingMessage
+
+HEADER = "plexus"
+MARKER = "plexus-marker"
+
+
+@dataclass(slots=True)
+class Carried:
+    """A message on its way.
+
+    Attributes:
+        stored: The message.
+        retry: Its own policy.
+        attempts: Deliveries that failed.
+        history: Pairs of time and reason.
+        expires: When it has waited too long, seconds since 1970; 0 is never.
+        copy: Tells deliveries that are meant apart from those that a retry made.
+    """
+
+    stored: Stored
+    retry: RetryPolicy | None = None
+    attempts: int = 0
+    history: list[tuple[float, str]] = field(default_factory=list)
+    expires: float = 0.0
+    copy: str = ""
+
+    def row(self) -> tuple[Any, ...]:
+        """The columns STORED and the policy."""
+        stored = self.stored
+        return (
+            *(stored.message_id, stored.topic, stored.data, json.dumps(stored.attributes)),
+            *(stored.published, stored.ordering_key, int(stored.priority), stored.correlation_id),
+            json.dumps(asdict(self.retry)) if self.retry else None,
+        )
+
+
+def fresh(topic: str, message: Message, message_id: str, now: float) -> Carried:
+    """A message that is being published."""
+    stored = Stored(
+        message_id=message_id,
+        topic=topic,
+        data=message.data,
+        attributes=message.attributes,
+        published=now,
+        ordering_key=message.ordering_key,
+        priority=message.priority,
+        correlation_id=message.correlation_id,
+    )
+    expires = now + message.delay_s + message.ttl_s if message.ttl_s else 0.0
+    return Carried(stored, message.retry, expires=expires)
+
+
+def again(carried: Carried) -> Carried:
+    """A further delivery of a message, from the beginning."""
+    return Carried(carried.stored, carried.retry, copy=uuid.uuid4().hex)
+
+
+def encode(carried: Carried) -> aio_pika.Message:
+    """What is published."""
+    stored = carried.stored
+    said = {
+        "topic": stored.topic,
+        "attributes": stored.attributes,
+        "published": stored.published,
+        "ordering_key": stored.ordering_key,
+        "priority": int(stored.priority),
+        "correlation_id": stored.correlation_id,
+        "retry": asdict(carried.retry) if carried.retry else None,
+        "attempts": carried.attempts,
+        "history": carried.history,
+        "expires": carried.expires,
+        "copy": carried.copy,
+    }
+    return aio_pika.Message(
+        stored.data,
+        headers={HEADER: json.dumps({key: value for key, value in said.items() if value})},
+        message_id=stored.message_id,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+    )
+
+
+def decode(message: AbstractIncomingMessage) -> Carried:
+    """What came; of a message that others put into the queue, with nothing said of it that makes sense."""
+    try:
+        return _decode(message, json.loads(str(message.headers[HEADER])))
+    except (KeyError, ValueError, TypeError, AttributeError, PlexusError):
+        return _decode(message, {"published": time.time(), "priority": int(Priority.NORMAL)})
+
+
+def _decode(message: AbstractIncomingMessage, said: dict[str, Any]) -> Carried:
+    retry = said.get("retry")
+    return Carried(
+        stored=Stored(
+            message_id=message.message_id or uuid.uuid4().hex,
+            topic=said.get("topic", message.routing_key or ""),
+            data=message.body,
+            attributes=said.get("attributes", {}),
+            published=said.get("published", 0.0),
+            ordering_key=said.get("ordering_key", ""),
+            priority=Priority(said.get("priority", 0)),
+            correlation_id=said.get("correlation_id", ""),
+        ),
+        retry=RetryPolicy(**{**retry, "backoff": Backoff(retry["backoff"])}) if retry else None,
+        attempts=said.get("attempts", 0),
+        history=[(when, why) for when, why in said.get("history", [])],
+        expires=said.get("expires", 0.0),
+        copy=said.get("copy", ""),
+    )

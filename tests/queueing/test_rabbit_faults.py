@@ -1,0 +1,223 @@
+"""RabbitMQ dying, falling silent, running out of room or losing its queues, under a broker that goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aio_pika
+import httpx
+import pytest
+
+from services.queueing.backends.rabbit import RabbitBroker
+from services.queueing.backends.rabbit.topology import PERMISSION, definitions, queue_name
+from services.queueing.domain import Message, Refusal, Where
+from services.queueing.resources import Priority, Subscription, Topic
+from services.runtime.errors import ResourceExhaustedError, UnavailableError
+from tests.contracts.broker import AT_ONCE, bodies, publish, pull, subscribe
+from tests.servers.rabbitmq import RabbitServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from services.queueing.domain import Delivery
+
+# One server for the module, since these tests harm it.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("rabbitmq-faults")]
+RECOVERY_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def server(rabbitmq_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    with RabbitServer(rabbitmq_program, tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
+@pytest.fixture
+def vhost(server: RabbitServer) -> Iterator[str]:
+    with server.vhost() as vhost:
+        yield vhost
+
+
+@pytest.fixture
+async def broker(server: RabbitServer, vhost: str, tmp_path: Path) -> AsyncIterator[RabbitBroker]:
+    async with RabbitBroker(
+        server.url(vhost), tmp_path / "state.sqlite", heartbeat_s=2, publish_deadline_s=3
+    ) as broker:
+        await broker.create_topic(Topic("jobs"))
+        yield broker
+
+
+async def everything(broker: RabbitBroker, count: int) -> list[Delivery]:
+    """So many different messages, acknowledged."""
+    found: dict[str, Delivery] = {}
+    async with asyncio.timeout(RECOVERY_S):
+        while len(found) < count:
+            try:
+                deliveries = await pull(broker, count=1000, wait_s=5)
+            except UnavailableError:
+                continue
+            lost = set(await broker.acknowledge("work", [delivery.ack_id for delivery in deliveries]))
+            found |= {d.message.message_id: d for d in deliveries if d.ack_id not in lost}
+    return list(found.values())
+
+
+async def test_what_was_confirmed_survives_the_servers_death_and_consumers_go_on(
+    server: RabbitServer, broker: RabbitBroker
+) -> None:
+    await subscribe(broker)
+    confirmed = await publish(broker, *map(str, range(100)))
+    held = await pull(broker, count=10)
+    confirmed += await publish(broker, "later", delay_s=0.5)
+    await asyncio.to_thread(server.settle)
+    server.kill()
+    with pytest.raises(UnavailableError):
+        await publish(broker, "refused")
+    assert await broker.acknowledge("work", [delivery.ack_id for delivery in held]) == [
+        delivery.ack_id for delivery in held
+    ]
+    await asyncio.to_thread(server.start)
+    async with asyncio.timeout(RECOVERY_S):
+        while True:
+            try:
+                confirmed += await publish(broker, "after")
+                break
+            except UnavailableError:
+                continue
+    found = await everything(broker, len(confirmed))
+    assert {delivery.message.message_id for delivery in found} >= set(confirmed)
+
+
+async def test_a_server_that_falls_silent_is_noticed_and_nothing_is_lost(
+    server: RabbitServer, broker: RabbitBroker
+) -> None:
+    await subscribe(broker)
+    confirmed = await publish(broker, "a")
+    server.pause()
+    try:
+        with pytest.raises((UnavailableError, ResourceExhaustedError)):
+            await publish(broker, "unknown")
+    finally:
+        server.resume()
+    async with asyncio.timeout(RECOVERY_S):
+        while True:
+            try:
+                confirmed += await publish(broker, "b")
+                break
+            except (UnavailableError, ResourceExhaustedError):
+                continue
+    found = await everything(broker, len(confirmed))
+    assert {delivery.data for delivery in found} >= {b"a", b"b"}
+
+
+async def test_a_full_disk_is_told_and_consumers_go_on(server: RabbitServer, broker: RabbitBroker) -> None:
+    await subscribe(broker)
+    await publish(broker, "a", "b")
+    assert bodies(await pull(broker, count=1)) == ["a"]
+    alarm = "{resource_limit, disk, node()}"
+    await asyncio.to_thread(server.control, "eval", f"rabbit_alarm:set_alarm({{{alarm}, []}}).")
+    try:
+        with pytest.raises(ResourceExhaustedError) as caught:
+            await publish(broker, "refused")
+        assert caught.value.reason == "BROKER_BLOCKED"
+        assert bodies(await pull(broker, wait_s=30)) == ["b"]
+    finally:
+        await asyncio.to_thread(server.control, "eval", f"rabbit_alarm:clear_alarm({alarm}).")
+    assert await publish(broker, "c")
+
+
+async def test_queues_deleted_behind_our_back_are_made_again_and_consumed(
+    server: RabbitServer, broker: RabbitBroker, vhost: str
+) -> None:
+    await subscribe(broker)
+    await pull(broker)
+    with server.http() as http:
+        for level in Priority:
+            http.delete(f"/queues/{vhost}/{queue_name('work', level)}").raise_for_status()
+    await publish(broker, "a")
+    assert bodies(await pull(broker, wait_s=60)) == ["a"]
+
+
+async def test_a_dead_letter_whose_acknowledgement_is_lost_is_dead_once(broker: RabbitBroker) -> None:
+    await subscribe(broker)
+    await publish(broker, "poison", "good")
+    poison, _ = await pull(broker)
+    window = broker._windows["work"]
+    held = window._held.leases[poison.ack_id][0]
+    carried = held.carried
+    # As when the process dies between the two: the dead letter is written, the acknowledgement is not sent.
+    await broker.bury(window.subscription, carried, "bad")
+    await broker._close_window("work")
+    assert bodies(await pull(broker, wait_s=30)) == ["good"]
+    assert len(await broker.list_dead_letters("work", Where(), limit=10)) == 1
+
+
+async def test_leases_of_a_broker_that_closes_are_free_at_once(
+    server: RabbitServer, vhost: str, tmp_path: Path
+) -> None:
+    url = server.url(vhost)
+    async with RabbitBroker(url, tmp_path / "state.sqlite") as first:
+        await first.create_topic(Topic("jobs"))
+        await first.create_subscription(Subscription("work", "jobs", retry=AT_ONCE))
+        await publish(first, "a")
+        (held,) = await pull(first)
+        await publish(first, "later", delay_s=3600)
+    async with RabbitBroker(url, tmp_path / "state.sqlite") as second:
+        (again,) = await pull(second, wait_s=30)
+        assert (again.data, again.attempt) == (b"a", 1)
+        assert await second.nack("work", [Refusal(held.ack_id)]) == [held.ack_id]
+        assert (await second.stats("work")).delayed == 1
+
+
+async def test_a_message_of_a_stranger_does_not_stop_the_queue(
+    server: RabbitServer, broker: RabbitBroker, vhost: str
+) -> None:
+    await subscribe(broker)
+    name = queue_name("work", Priority.NORMAL)
+    async with await aio_pika.connect(server.url(vhost)) as connection:
+        channel = await connection.channel()
+        for headers in ({}, {"plexus": "no JSON"}, {"plexus": '{"priority": 99, "history": 1}'}):
+            stranger = aio_pika.Message(b"raw", headers=dict(headers))
+            await channel.default_exchange.publish(stranger, name)
+    await publish(broker, "ours")
+    found: list[str] = []
+    async with asyncio.timeout(RECOVERY_S):
+        while len(found) < 4:
+            found += bodies(await pull(broker, wait_s=5))
+    assert sorted(found) == ["ours", "raw", "raw", "raw"]
+
+
+def test_the_definitions_are_what_the_code_declares() -> None:
+    file = Path(__file__).resolve().parents[2] / "rabbitmq" / "definitions.json"
+    assert json.loads(file.read_text()) == definitions("plexus", "plexus")
+
+
+async def test_the_service_needs_no_more_rights_than_the_definitions_give(
+    server: RabbitServer, vhost: str, tmp_path: Path
+) -> None:
+    with server.http() as http:
+        http.put(f"/users/{vhost}", json={"password": "secret", "tags": ""}).raise_for_status()
+        rights = dict.fromkeys(("configure", "write", "read"), PERMISSION)
+        http.put(f"/permissions/{vhost}/{vhost}", json=rights).raise_for_status()
+    url = httpx.URL(server.url(vhost)).copy_with(username=vhost, password="secret")
+    async with RabbitBroker(str(url), tmp_path / "state.sqlite") as broker:
+        await broker.create_topic(Topic("jobs", log=True))
+        await subscribe(broker)
+        await broker.publish("jobs", [Message(b"a"), Message(b"b", delay_s=0.01)])
+        assert sorted(d.data for d in await everything(broker, 2)) == [b"a", b"b"]
+        await broker.delete_subscription("work")
+        await broker.delete_topic("jobs")
+    with server.http() as http:
+        http.delete(f"/users/{vhost}")
+
+
+async def test_wrong_credentials_are_told_as_an_unavailable_dependency(
+    server: RabbitServer, vhost: str, tmp_path: Path
+) -> None:
+    url = httpx.URL(server.url(vhost)).copy_with(password="wrong")
+    async with RabbitBroker(str(url), tmp_path / "state.sqlite", publish_deadline_s=1) as broker:
+        with pytest.raises(UnavailableError) as caught:
+            await broker.create_topic(Topic("jobs", log=True))
+        assert caught.value.metadata == {"dependency": "rabbitmq"}
