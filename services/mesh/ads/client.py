@@ -34,6 +34,20 @@ RESPONSES = Counter("plexus_xds_responses_total", "Responses sent.", ["type"])
 RESPONSE_BYTES = Counter("plexus_xds_response_bytes_total", "Bytes of the responses sent.", ["type"])
 
 
+class _Counts:
+    """The counters of one type; finding one by its label at each response costs more than counting."""
+
+    def __init__(self, url: str) -> None:
+        kind = url.rpartition(".")[2]
+        self.acks = ACKS.labels(kind)
+        self.nacks = NACKS.labels(kind)
+        self.responses = RESPONSES.labels(kind)
+        self.sent_bytes = RESPONSE_BYTES.labels(kind)
+
+
+_COUNTS = {url: _Counts(url) for url in PUSH_ORDER}
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """An encoded DiscoveryResponse."""
@@ -129,14 +143,14 @@ class Client:
         versions = subscription.pending.pop(request.response_nonce, None)
         if versions is None:
             return  # of another stream, or one that was answered already
-        kind = url.rpartition(".")[2]
         if request.HasField("error_detail"):
-            NACKS.labels(kind).inc()
+            _COUNTS[url].nacks.inc()
+            kind = url.rpartition(".")[2]
             text = request.error_detail.message
             subscription.refusal = Refusal(text, versions, time.time())
             log.error("xds_refused", node=self.node, peer=self.peer, type=kind, message=text)
             return
-        ACKS.labels(kind).inc()
+        _COUNTS[url].acks.inc()
         subscription.acked.update(
             (name, version) for name, version in versions.items() if name in subscription.sent
         )
@@ -176,13 +190,17 @@ class Client:
 
     def responses(self) -> list[Response]:
         """What has to be sent now, in make-before-break order; at most one of each type."""
-        found = (
-            self._response(url, self.subscriptions[url]) for url in PUSH_ORDER if url in self.subscriptions
-        )
-        return [response for response in found if response is not None]
+        found = []
+        for url in PUSH_ORDER:
+            subscription = self.subscriptions.get(url)
+            if subscription is not None and (subscription.asked or subscription.dirty):
+                response = self._response(url, subscription)
+                if response is not None:
+                    found.append(response)
+        return found
 
     def _response(self, url: str, subscription: Subscription) -> Response | None:
-        if not subscription.asked and (not subscription.dirty or subscription.pending):
+        if subscription.pending and not subscription.asked:
             # One unanswered response at a time: a slow client then gets the newest state and not every state.
             return None
         asked, subscription.asked = subscription.asked, False
@@ -214,7 +232,7 @@ class Client:
             del subscription.pending[next(iter(subscription.pending))]
         head = xds_pb2.DiscoveryResponse(version_info=str(self._hub.revision), type_url=url, nonce=nonce)
         data = b"".join((head.SerializeToString(), *(forms[name].frame for name in versions)))
-        kind = url.rpartition(".")[2]
-        RESPONSES.labels(kind).inc()
-        RESPONSE_BYTES.labels(kind).inc(len(data))
+        counts = _COUNTS[url]
+        counts.responses.inc()
+        counts.sent_bytes.inc(len(data))
         return Response(data)
