@@ -140,8 +140,9 @@ class OutlierDetection(_Model):
     """Calls to an instance in an interval that are needed for a judgement."""
     min_hosts: Annotated[int, Field(ge=1, le=1000)] = 2
     """Instances with that many calls that are needed for a judgement."""
-    ejection: Span = timedelta(seconds=5)
-    """Time aside, multiplied by how often it happened."""
+    ejection: Span = timedelta(seconds=15)
+    """Time aside, multiplied by how often it happened; longer than a lease, so that an instance that hangs
+    has left the catalogue before it would be tried again."""
     max_ejected_percent: Annotated[int, Field(ge=1, le=100)] = 50
     """Share of instances that may be aside."""
 
