@@ -80,6 +80,28 @@ def up(
 
 
 @app.command()
+def serve(
+    name: Annotated[str, typer.Argument(help="control, edge, or a service.")],
+    state: StateOption = None,
+    number: Annotated[
+        int, typer.Option(help="Which of the service's instances on this host, from 1.", min=1)
+    ] = 1,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="HTTP port, for the edge. Default: PLEXUS_GATEWAY__PORT, else 8000.", min=1, max=65535
+        ),
+    ] = None,
+) -> None:
+    """Run one process in the foreground, where something else than `plexus up` supervises."""
+    from services.cli import one  # noqa: PLC0415 - see the module's docstring
+    from services.cli.settings import edge_address  # noqa: PLC0415 - the same
+
+    _, http_port = edge_address(port)
+    one.serve(_state(state), name, number=number, http_port=http_port)
+
+
+@app.command()
 def down(state: StateOption = None) -> None:
     """Drain and stop everything, in order."""
     from services.cli import lifecycle  # noqa: PLC0415 - see the module's docstring

@@ -8,6 +8,7 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import grpc.aio
 import structlog
@@ -30,7 +31,7 @@ from services.runtime.errors import FailedPreconditionError, PlexusError
 from services.runtime.service import unless
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from services.mesh.trust.domain import Identity
 
@@ -78,7 +79,7 @@ async def serve(
         if not await unless(stop, member.join()):
             return
         sockets = _socket_folder(state_dir, stack)
-        mesh = _mesh(state_dir, control_port, member.identity)
+        mesh = _mesh(state_dir, member.control_planes(control_port), member.identity)
         running = await asyncio.to_thread(_Running, state_dir, http_port, config, sockets, mesh)
         await running.serve_limits(stack)
         stack.push_async_callback(running.proxy.stop, config.drain_s)
@@ -219,10 +220,10 @@ def _socket_folder(state_dir: Path, stack: AsyncExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plexus-edge-")))
 
 
-def _mesh(state_dir: Path, control_port: int, identity: Identity) -> Mesh:
+def _mesh(state_dir: Path, control_planes: Sequence[str], identity: Identity) -> Mesh:
+    addresses = [urlsplit(f"//{each}") for each in control_planes]
     return Mesh(
-        control_host=HOST,
-        control_port=control_port,
+        control_planes=tuple((each.hostname or HOST, each.port or 0) for each in addresses),
         identity_dir=identity.cert_path.parent,
         sds_dir=state_dir / "run" / "edge" / "sds",
         spiffe_prefix=identity.spiffe_id.rpartition("/svc/")[0],

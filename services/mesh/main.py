@@ -76,14 +76,16 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
         await stack.enter_async_context(member)
         if not await unless(stop, member.join()) or not await unless(stop, visitor.obtain()):
             return
-        write_bootstrap(state_dir / "identities" / "cli", [f"localhost:{port}"], "cli", mesh_config.zone)
+        write_bootstrap(
+            state_dir / "identities" / "cli", member.control_planes(port), "cli", mesh_config.zone
+        )
         hub = Hub()
         trust = Trust(member.identity)
         plane = Plane(hub, identity=trust.identity)
         health = HealthServicer()
         checked = await member.serve_health(stack, health)
         meta = {"pid": str(os.getpid()), "metrics": f"127.0.0.1:{telemetry.serve_metrics(stack)}", **checked}
-        own = Instance(id="control-1", service=NAME, address="127.0.0.1", port=port, meta=meta)
+        own = Instance(id="control-1", service=NAME, address=server_config.host, port=port, meta=meta)
         registry = await _registry(stack, member, folder)
         policies = _policies(member, mesh_config, folder)
         if member.consul is None:
@@ -132,7 +134,7 @@ def _server(member: Membership, config: ServerConfig, port: int) -> grpc.aio.Ser
     server = grpc.aio.server(
         interceptors=[Pipeline(NAME, config, member.authorizer)], options=[("grpc.so_reuseport", 0)]
     )
-    server.add_secure_port(f"127.0.0.1:{port}", server_credentials(member.identity))
+    server.add_secure_port(f"{config.netloc}:{port}", server_credentials(member.identity))
     return server
 
 

@@ -26,7 +26,7 @@ from services.mesh.registry.client import RemoteRegistry
 from services.mesh.registry.consul import HEALTH_META, ConsulRegistry
 from services.mesh.trust.consul import ConnectCertificateSource
 from services.mesh.trust.local import LocalCertificateSource
-from services.runtime.config import MeshConfig, Settings, project_file
+from services.runtime.config import MeshConfig, ServerConfig, Settings, project_file
 from services.runtime.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Membership:
         Args:
             service: Name of this process in the mesh.
             state_dir: Folder of all state.
-            settings: With the sections `mesh` and `consul`.
+            settings: With the sections `mesh`, `server` and `consul`.
 
         Raises:
             InvalidArgumentError: A section is not valid.
@@ -112,6 +112,7 @@ class Membership:
         self._service = service
         self._state_dir = state_dir
         self._mesh_config = settings.section("mesh", MeshConfig)
+        self._server_config = settings.section("server", ServerConfig)
         consul_config = settings.section("consul", ConsulConfig)
         self.consul = ConsulClient(consul_config) if consul_config.enabled else None
         self.source = self.certificates(service)
@@ -144,14 +145,20 @@ class Membership:
             control_port: Loopback port of the control plane, if the configuration names none.
             number: Which of the service's instances this is.
         """
-        servers = self._mesh_config.control_planes or [f"localhost:{control_port}"]
+        servers = self.control_planes(control_port)
         enter_xds(self.identity, self._service, servers, self._mesh_config.zone, number=number)
+
+    def control_planes(self, control_port: int) -> Sequence[str]:
+        """Where the control planes are, as host:port; if the configuration names none, on this host."""
+        return self._mesh_config.control_planes or [f"{self._server_config.reachable_as}:{control_port}"]
 
     def certificates(self, service: str) -> CertificateSource:
         """Identities of a service, from the authority that counts here."""
         if self.consul is not None:
-            return ConnectCertificateSource(self._state_dir, service, self.consul)
-        return LocalCertificateSource(self._state_dir, service, self._mesh_config.certificate_ttl_s)
+            return ConnectCertificateSource(self._state_dir, service, self.consul, self._server_config.host)
+        return LocalCertificateSource(
+            self._state_dir, service, self._mesh_config.certificate_ttl_s, self._server_config.host
+        )
 
     def shipped_intentions(self) -> list[intentions.ServiceIntentions]:
         """What is in the folder of intentions.

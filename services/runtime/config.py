@@ -8,13 +8,14 @@ A section or key that nobody reads is an error: a typo must not silently become 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from services.runtime.errors import FieldViolation, InvalidArgumentError
 
@@ -48,6 +49,9 @@ class Section(BaseModel):
 class ServerConfig(Section):
     """Bounds of every gRPC server."""
 
+    host: str = "127.0.0.1"
+    """IP address that servers listen on and are registered with: this host's own in a mesh of several hosts,
+    which needs Consul. Metrics and health checks stay on the loopback address, the edge's port as well."""
     max_concurrent_calls: int = 1000
     """Calls handled at once, streams included; one more gets RESOURCE_EXHAUSTED."""
     max_message_bytes: int = 16 * 1024 * 1024
@@ -58,6 +62,21 @@ class ServerConfig(Section):
     """How long running calls may go on at a stop."""
     reflection: bool = False
     """Serve gRPC reflection; for development only, it names every method to anyone with a certificate."""
+
+    @field_validator("host")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return str(ipaddress.ip_address(value))
+
+    @property
+    def netloc(self) -> str:
+        """The host as it stands before `:port`."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def reachable_as(self) -> str:
+        """The same for callers: a name that certificates carry."""
+        return "localhost" if ipaddress.ip_address(self.host).is_loopback else self.netloc
 
 
 class MeshConfig(Section):
@@ -81,6 +100,9 @@ class MeshConfig(Section):
     """Control planes as host:port, comma separated in a variable; default: the one that `plexus up` started.
     One name with several addresses, as in Consul's DNS, beats several names: clients go from an address that
     ends to the next at once, but to another name only for services they do not know yet."""
+    control_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the control plane on this host; 0: chosen free once and kept in the state folder. Clients on
+    other hosts have it in their `control_planes`."""
     max_streams: int = 20_000
     """Calls that the control plane handles at once; every client of the mesh holds a stream."""
 

@@ -179,13 +179,13 @@ async def serve(
             from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - development only
 
             reflection.enable_server_reflection((*service.proto_services, reflection.SERVICE_NAME), server)
-        port = server.add_secure_port("127.0.0.1:0", server_credentials(member.identity))
+        port = server.add_secure_port(f"{server_config.netloc}:0", server_credentials(member.identity))
         await server.start()
         checked = await member.serve_health(stack, health)
         instance = Instance(
             id=f"{service.name}-{number}",
             service=service.name,
-            address="127.0.0.1",
+            address=server_config.host,
             port=port,
             version=mesh_config.version or VERSION,
             zone=mesh_config.zone,

@@ -31,15 +31,13 @@ class Mesh:
     """How the edge finds services and proves who it is.
 
     Attributes:
-        control_host: Address of the control plane.
-        control_port: Port of the control plane's ADS.
+        control_planes: Host and port of each; a host may be a name.
         identity_dir: Folder with ca.pem, cert.pem, key.pem; watched, so that a rotation is picked up.
         sds_dir: Folder for the two small files that name them.
         spiffe_prefix: What stands before `/svc/<name>` in every identity of the mesh.
     """
 
-    control_host: str
-    control_port: int
+    control_planes: tuple[tuple[str, int], ...]
     identity_dir: Path
     sds_dir: Path
     spiffe_prefix: str
@@ -212,9 +210,10 @@ def _cluster(name: str, connect_timeout_ms: int, upstreams: Mesh | Fixed) -> Jso
 def _control_cluster(mesh: Mesh) -> Json:
     return {
         "name": CONTROL_CLUSTER,
-        "type": "STATIC",
+        "type": "STRICT_DNS",  # an address needs no look-up
+        "dns_lookup_family": "V4_PREFERRED",
         "connect_timeout": "2s",
-        "load_assignment": _assignment(CONTROL_CLUSTER, _socket(mesh.control_host, mesh.control_port)),
+        "load_assignment": _assignment(CONTROL_CLUSTER, *(_socket(*each) for each in mesh.control_planes)),
         "typed_extension_protocol_options": _http2(),
         "transport_socket": _mtls(mesh, "control"),
     }
@@ -234,8 +233,9 @@ def _socket(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _assignment(name: str, address: Json) -> Json:
-    return {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}
+def _assignment(name: str, *addresses: Json) -> Json:
+    endpoints = [{"endpoint": {"address": address}} for address in addresses]
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
 
 
 def _mtls(mesh: Mesh, service: str) -> Json:

@@ -7,7 +7,6 @@ no host, so that no TLS library would verify the control plane or the edge by na
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +25,7 @@ from services.mesh.consul.client import Answer, ConsulClient, listing, mapping
 from services.mesh.consul.watch import changes
 from services.mesh.trust.domain import Identity, spiffe_id
 from services.mesh.trust.files import CA, CERT, KEY, locked, private_pem, write_identity
+from services.mesh.trust.names import LOOPBACK, alternative_names, covers
 from services.runtime.errors import DataLossError, PlexusError, UnavailableError
 from services.runtime.status import from_rpc_error
 
@@ -48,8 +48,6 @@ MIN_LIFE_S = 1.0
 SPREAD_S = 5.0
 """After a change of roots all processes want a new leaf: each waits up to this long, in seconds."""
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0
-_HOSTS = ("localhost",)
-_ADDRESSES = ("127.0.0.1",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +113,17 @@ async def datacentre_of(client: ConsulClient) -> str:
 class ConnectCertificateSource:
     """Identity of one service from the Connect CA, in `<state>/identities/<service>`."""
 
-    def __init__(self, state_dir: Path, service: str, client: ConsulClient) -> None:
+    def __init__(self, state_dir: Path, service: str, client: ConsulClient, address: str = LOOPBACK) -> None:
         """Name the service; nothing is asked or written yet.
 
         Args:
             state_dir: The state folder.
             service: Whose identity.
             client: An open client.
+            address: IP address at which the service may be dialled.
         """
         self._state_dir = state_dir
+        self._address = address
         self._service = service
         self._client = client
         self._folder = state_dir / "identities" / service
@@ -153,7 +153,9 @@ class ConnectCertificateSource:
 
         async def obtain() -> Identity:
             async with ConsulClient(self._client.config) as client:
-                return await ConnectCertificateSource(self._state_dir, self._service, client).obtain()
+                return await ConnectCertificateSource(
+                    self._state_dir, self._service, client, self._address
+                ).obtain()
 
         return asyncio.run(obtain())
 
@@ -214,7 +216,9 @@ class ConnectCertificateSource:
             self._service, trust_domain=roots.trust_domain, datacentre=await datacentre_of(self._client)
         )
         key = ec.generate_private_key(ec.SECP256R1())
-        chain = await sign(self._client.config, _csr(self._service, name, key))
+        chain = await sign(
+            self._client.config, _csr(alternative_names(name, self._service, self._address), key)
+        )
         newest = self._roots or roots  # they may have changed while Consul signed
         await asyncio.to_thread(self._store, private_pem(key), chain, newest.pem)
         found = await asyncio.to_thread(self._load)
@@ -232,6 +236,7 @@ class ConnectCertificateSource:
             datetime.now(UTC) < found.renew_at
             and found.identity.spiffe_id.startswith(f"spiffe://{roots.trust_domain}/")
             and found.signed_by(roots.pem)
+            and covers(found.chain[0], self._address)
         )
 
     def _load(self) -> _OnDisk | None:
@@ -282,15 +287,7 @@ class _OnDisk:
         return False
 
 
-def _csr(service: str, name: str, key: ec.EllipticCurvePrivateKey) -> bytes:
-    names = x509.SubjectAlternativeName(
-        [
-            x509.UniformResourceIdentifier(name),
-            x509.DNSName(f"{service}.plexus.local"),
-            *(x509.DNSName(host) for host in _HOSTS),
-            *(x509.IPAddress(ipaddress.ip_address(address)) for address in _ADDRESSES),
-        ]
-    )
+def _csr(names: x509.SubjectAlternativeName, key: ec.EllipticCurvePrivateKey) -> bytes:
     request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=False)
     return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 

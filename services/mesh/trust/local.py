@@ -7,7 +7,6 @@ does not; the interface is that of the Connect CA, which does keep them apart.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import random
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from services.mesh.trust.domain import Identity, spiffe_id
 from services.mesh.trust.files import locked, private_pem, write, write_identity
+from services.mesh.trust.names import LOOPBACK, alternative_names, covers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,17 +54,12 @@ class LocalCA:
             self.pem = cert_path.read_bytes()
             self._cert = x509.load_pem_x509_certificate(self.pem)
 
-    def sign(self, service: str, key: ec.EllipticCurvePublicKey, ttl: timedelta) -> x509.Certificate:
+    def sign(
+        self, service: str, key: ec.EllipticCurvePublicKey, ttl: timedelta, address: str = LOOPBACK
+    ) -> x509.Certificate:
         """Issue a leaf: the SPIFFE id, and host names for clients that check those."""
         now = datetime.now(UTC)
-        names = x509.SubjectAlternativeName(
-            [
-                x509.UniformResourceIdentifier(spiffe_id(service)),
-                x509.DNSName(f"{service}.plexus.local"),
-                x509.DNSName("localhost"),
-                x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")),
-            ]
-        )
+        names = alternative_names(spiffe_id(service), service, address)
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         return (
             x509.CertificateBuilder()
@@ -119,15 +114,17 @@ def _self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
 class LocalCertificateSource:
     """Identity of one service from the local CA, in `<state>/identities/<service>`."""
 
-    def __init__(self, state_dir: Path, service: str, ttl_s: float) -> None:
+    def __init__(self, state_dir: Path, service: str, ttl_s: float, address: str = LOOPBACK) -> None:
         """Name the service; nothing is read or written yet.
 
         Args:
             state_dir: The state folder.
             service: Whose identity.
             ttl_s: Life of a leaf in seconds.
+            address: IP address at which the service may be dialled.
         """
         self._state_dir = state_dir
+        self._address = address
         self._service = service
         self._ttl = timedelta(seconds=ttl_s)
         self._folder = state_dir / "identities" / service
@@ -184,13 +181,13 @@ class LocalCertificateSource:
             complete = (self._folder / "key.pem").is_file() and (
                 self._folder / "ca.pem"
             ).read_bytes() == ca.pem
-        except (OSError, ValueError):
+        except (OSError, ValueError, x509.ExtensionNotFound):
             return None
-        return self._identity(cert.not_valid_after_utc) if complete else None
+        return self._identity(cert.not_valid_after_utc) if complete and covers(cert, self._address) else None
 
     def _issue(self, ca: LocalCA) -> Identity:
         key = ec.generate_private_key(ec.SECP256R1())
-        cert = ca.sign(self._service, key.public_key(), self._ttl)
+        cert = ca.sign(self._service, key.public_key(), self._ttl, self._address)
         identity = self._identity(cert.not_valid_after_utc)
         pem = cert.public_bytes(serialization.Encoding.PEM)
         write_identity(self._folder, key=private_pem(key), cert=pem, ca=ca.pem)
