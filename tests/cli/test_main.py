@@ -132,3 +132,22 @@ def test_doctor_finds_a_taken_port_and_a_wrong_configuration(tmp_path: Path) -> 
     assert port in failures["port"]["detail"]
     assert "PLEXUS_SERVER__DRAIN_S" in failures["configuration"]["detail"]
     assert all(finding["remedy"] for finding in (failures["port"], failures["configuration"]))
+
+
+def test_one_process_runs_in_the_foreground_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PLEXUS_")}
+    command = [*COMMAND, "serve", "control", "--state", str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        try:
+            for line in running.stderr:
+                if "ready" in line:
+                    break
+            refused = one_line(plexus(tmp_path, "serve", "control"))
+            assert "runs on" in refused
+            running.terminate()
+            running.stderr.read()
+            assert running.wait(60) == 0
+        finally:
+            running.kill()
+    assert "there are: control" in one_line(plexus(tmp_path, "serve", "nothing"))

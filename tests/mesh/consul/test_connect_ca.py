@@ -20,6 +20,7 @@ from services.mesh.consul.config import ConsulConfig
 from services.mesh.trust import consul as connect
 from services.mesh.trust.consul import ConnectCertificateSource, read_roots, sign
 from services.mesh.trust.files import locked
+from services.mesh.trust.names import LOOPBACK, alternative_names
 from services.runtime.credentials import server_credentials
 from services.runtime.errors import InvalidArgumentError, UnavailableError
 from tests.servers.consul import ConsulAgent
@@ -148,9 +149,8 @@ async def test_a_first_identity_waits_for_consul(client: ConsulClient, tmp_path:
 
 
 async def test_another_service_domain_is_not_signed(client: ConsulClient) -> None:
-    csr = connect._csr(
-        "x", "spiffe://elsewhere.consul/ns/default/dc/dc1/svc/x", ec.generate_private_key(ec.SECP256R1())
-    )
+    names = alternative_names("spiffe://elsewhere.consul/ns/default/dc/dc1/svc/x", "x", LOOPBACK)
+    csr = connect._csr(names, ec.generate_private_key(ec.SECP256R1()))
     with pytest.raises(InvalidArgumentError):
         await sign(client.config, csr)
 
