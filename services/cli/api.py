@@ -18,7 +18,8 @@ _CONNECT_S = 5.0
 _READ_S = 300.0
 _TOKEN_LIFE_S = 3600.0
 DEFAULT_CONSUMER = "demo"
-_REMEDIES = {
+_REMEDIES: dict[int | str, str] = {
+    "COLLECTION_NOT_FOUND": "`plexus ingest PATH --collection NAME` makes one",
     401: "mint a token with `plexus token`",
     403: "use a consumer with the needed group: gateway/kong.yml names them",
     429: "wait a moment, or raise the limits in gateway/kong.yml",
@@ -126,9 +127,11 @@ class Api:
             message = problem.get("message") or response.text
             for detail in problem.get("details", []):
                 reason = detail.get("reason", reason)
-        except (ValueError, AttributeError):
+                if fields := detail.get("fieldViolations"):
+                    message = "; ".join(f"{each['field']}: {each['description']}" for each in fields)
+        except (ValueError, AttributeError, KeyError):
             message = response.text[:200] or response.reason_phrase
-        remedy = _REMEDIES.get(response.status_code)
+        remedy = _REMEDIES.get(reason) or _REMEDIES.get(response.status_code)
         text = f"{message} (HTTP {response.status_code})" + (f": {remedy}" if remedy else "")
         raise PlexusError(text, reason=reason)
 

@@ -26,6 +26,10 @@ _SENT_AHEAD = 2
 """Batches of documents that are with the service at once."""
 
 
+_SHOWN = 200
+"""Characters of a passage that people are shown."""
+
+
 def open_api(state_dir: Path, url: str | None, token: str | None, consumer: str) -> Api:
     """The edge to talk to; see services.cli.api for where URL and token come from."""
     return Api(edge_url(state_dir, url), bearer_token(state_dir, token, consumer))
@@ -87,6 +91,15 @@ def answer_as_json(question: str, answer: Answer) -> dict[str, Any]:
 
 
 def citation_line(citation: dict[str, Any]) -> str:
-    """One passage as a line: number, document, place."""
+    """One passage as a line: number, document, headings, place."""
     place = f"{citation.get('start', 0)}-{citation.get('end', 0)}"
-    return f"[{citation.get('number', '?')}] {citation.get('uri', '?')} ({place})"
+    headings = " > ".join(citation.get("headings", []))
+    uri = citation.get("uri", "?")
+    return f"[{citation.get('number', '?')}] {uri}{f', {headings}' if headings else ''} ({place})"
+
+
+def passage_lines(citation: dict[str, Any]) -> list[str]:
+    """One passage for people: its line, and how it begins."""
+    text = " ".join(str(citation.get("text", "")).split())
+    begin = text if len(text) <= _SHOWN else f"{text[:_SHOWN].rsplit(' ', 1)[0]}…"
+    return [citation_line(citation), f"    {begin}"]

@@ -31,9 +31,23 @@ def version() -> str:
 
 
 def up(
-    state_dir: Path, host: str, port: int, *, detach: bool, scale: Sequence[str] = ()
+    state_dir: Path,
+    host: str,
+    port: int,
+    *,
+    detach: bool,
+    scale: Sequence[str] = (),
+    prepare: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Start everything; in the foreground until a signal or `plexus down`, detached until all serve.
+
+    Args:
+        state_dir: The state folder.
+        host: Where the edge will listen.
+        port: Its port.
+        detach: Return when everything serves.
+        scale: `service=count`, for services with more than one instance.
+        prepare: Called once nothing speaks against a start, before anything is started.
 
     Raises:
         PlexusError: Already running, the port is taken, a service cannot be scaled, or (detached) the start
@@ -47,6 +61,7 @@ def up(
             os.close(rundir.acquire_lock(run_dir, 0))  # raises, naming who holds it
     else:
         rundir.check_http_port(host, port)
+    prepare()
 
     def supervise(tell: Callable[[dict[str, Any]], None], console: Any) -> None:
         lock = rundir.acquire_lock(run_dir, LOCK_WAIT_S)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from plexus.client.state import default_state_dir
 from services.cli.mesh_commands import mesh_app
@@ -52,6 +53,23 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version  # noqa: PLC0415 - only here
+
+        typer.echo(f"plexus {version('plexus-mesh')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version_asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def up(
     state: StateOption = None,
@@ -74,7 +92,14 @@ def up(
     host, http_port = edge_address(port)
     if detach:
         typer.echo("starting…", err=True)
-    report = lifecycle.up(_state(state), host, http_port, detach=detach, scale=scale or ())
+    folder = _state(state)
+
+    def prepare() -> None:
+        from services.cli.models import fetch_missing  # noqa: PLC0415 - see the module's docstring
+
+        fetch_missing(folder, lambda line: typer.echo(f"plexus: {line}", err=True))
+
+    report = lifecycle.up(folder, host, http_port, detach=detach, scale=scale or (), prepare=prepare)
     if report is not None:
         typer.echo(f"Plexus serves at {report['edge']} (docs: {report['edge']}/docs; stop: plexus down)")
 
@@ -135,8 +160,12 @@ def logs(
     from services.cli.supervisor.logs import readable  # noqa: PLC0415 - the same
 
     show = readable if sys.stdout.isatty() else str
+    empty = True
     for name, line in lifecycle.logs(_state(state), service, lines, follow=follow):
+        empty = False
         typer.echo(show(line) if service else f"{name:<10} | {show(line)}")
+    if empty:
+        typer.echo("no logs yet: start with `plexus up`", err=True)
 
 
 @app.command()
@@ -196,9 +225,12 @@ def ask(
     if as_json:
         _print_json(content.answer_as_json(question, answer))
         return
-    typer.echo("")
-    for citation in answer.citations:
-        typer.echo(content.citation_line(citation))
+    if answer.citations and any(not sentence.get("supported") for sentence in answer.sentences):
+        typer.secho("[?] no passage supports this", dim=True)
+    for number, citation in enumerate(answer.citations):
+        heading, text = content.passage_lines(citation)
+        typer.echo(heading if number or not answer.sentences else f"\n{heading}")
+        typer.secho(text, dim=True)
 
 
 @app.command()
@@ -223,8 +255,11 @@ def search(
         _print_json(passages)
         return
     for number, passage in enumerate(passages, 1):
-        typer.echo(content.citation_line({"number": number} | passage))
-        typer.echo(f"    {' '.join(str(passage.get('text', '')).split())[:200]}")
+        heading, text = content.passage_lines({"number": number} | passage)
+        typer.echo(heading)
+        typer.secho(text, dim=True)
+    if not passages:
+        typer.echo("nothing found", err=True)
 
 
 @models_app.command("pull")
@@ -320,7 +355,13 @@ def doctor(state: StateOption = None, as_json: JsonOption = False) -> None:
 def main() -> None:
     """Run the command: exit code 1 with one line for errors, 2 for wrong usage."""
     try:
-        app()
+        # Not standalone: typer's own report of wrong usage is a box of five lines.
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        _wrong_usage(error)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
     except PlexusError as error:
         typer.echo(f"plexus: {error.message}", err=True)
         sys.exit(1)
@@ -333,3 +374,13 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"plexus: {where}{error.strerror or error}: see `plexus doctor`", err=True)
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _wrong_usage(error: TyperException) -> None:
+    text = error.format_message().strip()
+    if not text or "\n" in text:  # a group without a command: its help, printed or to be printed
+        typer.echo(text, nl=bool(text))
+        return
+    path = getattr(getattr(error, "ctx", None), "command_path", "plexus")
+    typer.echo(f"plexus: {text.rstrip('.')}: see `{path} --help`", err=True)

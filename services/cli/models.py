@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from services.inference.models import MANIFEST, ModelStore, fetch_models
 from services.inference.models.store import spec_of
+from services.runtime.errors import PlexusError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from rich.progress import TaskID
@@ -36,6 +35,16 @@ def pull(state_dir: Path, names: list[str]) -> list[str]:
     missing = [name for name in wanted if not store.available(name)]
     if not missing:
         return wanted
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and mostly nothing is missing
+    from rich.progress import (  # noqa: PLC0415 - the same
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -57,3 +66,16 @@ def pull(state_dir: Path, names: list[str]) -> list[str]:
 
             fetch_models([name], state_dir, show)
     return wanted
+
+
+def fetch_missing(state_dir: Path, warn: Callable[[str], None]) -> None:
+    """Fetch the models that are not here yet, before a start; without them a start goes on.
+
+    Args:
+        state_dir: The state folder.
+        warn: Told in one line what cannot be fetched.
+    """
+    try:
+        pull(state_dir, [])
+    except PlexusError as error:
+        warn(f"{error.message}; starting without: embeddings and chat work after `plexus models pull`")

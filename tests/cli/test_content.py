@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.cli.api import Api
+from services.cli.content import passage_lines
 from services.cli.knowledge import BATCH_BYTES, MAX_FILE_BYTES, Knowledge, batches, find_sources
 from services.runtime.errors import InvalidArgumentError, NotFoundError, PlexusError, UnavailableError
 
@@ -141,3 +142,25 @@ def test_an_error_in_the_middle_of_a_stream_is_an_error_not_an_end() -> None:
     body = 'data: {"sentence": {"text": "So"}}\n\ndata: {"error": {"code": 14, "message": "model away"}}\n\n'
     with edge(200, body, "text/event-stream") as api, pytest.raises(PlexusError, match="model away"):
         Knowledge(api, "docs").ask("why?")
+
+
+def test_a_refused_field_is_named() -> None:
+    violation = {"field": "question", "description": "must be 1 to 2000 characters"}
+    body = {"message": "must be 1 to 2000 characters", "details": [{"fieldViolations": [violation]}]}
+    with edge(400, json.dumps(body)) as api, pytest.raises(PlexusError, match="question: must be 1 to 2000"):
+        api.call("POST", "/v1/anything", {})
+
+
+def test_a_missing_collection_says_how_to_make_one() -> None:
+    body = {"message": "no collection 'x'", "details": [{"reason": "COLLECTION_NOT_FOUND"}]}
+    with edge(404, json.dumps(body)) as api, pytest.raises(PlexusError, match="plexus ingest"):
+        api.call("POST", "/v1/anything", {})
+
+
+def test_a_passage_shows_where_it_stands_and_how_it_begins() -> None:
+    passage = {"number": 2, "uri": "a.md", "headings": ["Tea", "Green"], "start": 7, "end": 900}
+    heading, text = passage_lines(passage | {"text": "words \n" * 100})
+    assert heading == "[2] a.md, Tea > Green (7-900)"
+    assert text.startswith("    words words ")
+    assert text.endswith("words…")
+    assert len(text) < 220

@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
 
 from services.cli.durations import seconds
+from services.cli.models import fetch_missing
 from services.gateway.credentials import CredentialStore
 from services.runtime.errors import InvalidArgumentError
 
@@ -60,6 +62,37 @@ def test_up_on_a_taken_port_says_in_one_line_how_to_take_another(tmp_path: Path)
 def test_wrong_usage_exits_with_2(tmp_path: Path) -> None:
     assert plexus(tmp_path, "up", "--port", "0").returncode == 2
     assert plexus(tmp_path, "fly").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "words", [("fly",), ("up", "--port", "0"), ("ingest",), ("models", "fly"), ("status", "--fast")]
+)
+def test_wrong_usage_is_one_line_that_names_the_help(tmp_path: Path, words: tuple[str, ...]) -> None:
+    result = plexus(tmp_path, *words)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "--help" in result.stderr
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    assert plexus(tmp_path, "--version").stdout == f"plexus {version('plexus-mesh')}\n"
+
+
+def test_logs_before_the_first_start_say_so(tmp_path: Path) -> None:
+    result = plexus(tmp_path, "logs")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "plexus up" in result.stderr
+
+
+def test_a_start_without_models_and_without_an_index_goes_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    warnings: list[str] = []
+    fetch_missing(tmp_path, warnings.append)
+    (warning,) = warnings
+    assert "plexus models pull" in warning
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:

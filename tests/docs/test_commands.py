@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from tests.docs.pages import Page
     from tests.e2e.backend import Backend
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 PORT, SECOND_PORT = "8000", "8123"
-WITHIN_S = 500
+WITHIN_S = 1000
 RUNNABLE = [page for page in map(read, PAGES) if page.steps()]
 
 
