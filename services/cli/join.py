@@ -7,12 +7,13 @@ import contextlib
 import json
 import os
 import signal
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from services.mesh.join import session
 from services.mesh.join.environment import Language, how
+from services.mesh.membership import Membership
 from services.mesh.registry.domain import Instance
-from services.mesh.trust.local import LocalCertificateSource
 from services.runtime import telemetry
 from services.runtime.config import MeshConfig, Settings, TelemetryConfig
 from services.runtime.errors import InvalidArgumentError, NotFoundError, UnavailableError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.mesh.join.environment import Joined
-    from services.mesh.trust.domain import CertificateSource
 
 _END_S = 10.0
 
@@ -56,72 +56,109 @@ def instructions(language: Language) -> list[str]:
     return [f"# {line}" for line in how(language)]
 
 
-class Join:
-    """One call of the command."""
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the program serves, to be registered.
 
-    def __init__(self, state_dir: Path, service: str, *, zone: str = "") -> None:
-        """Make the files.
+    Attributes:
+        address: IP address.
+        port: TCP port.
+        version: Of its software.
+        weight: Share of calls relative to other instances.
+    """
 
-        Raises:
-            InvalidArgumentError: The name cannot be used.
-            UnavailableError: No Plexus has run on the state folder.
-        """
-        settings = Settings()
-        self._config = settings.section("mesh", MeshConfig)
-        telemetry.configure_logging("join", settings.section("telemetry", TelemetryConfig))
-        session.check_service(service)
-        state_dir = state_dir.resolve()
-        controls = self._config.control_planes or _local_controls(state_dir)
-        self._zone = zone or self._config.zone
-        self._source: CertificateSource = LocalCertificateSource(
-            state_dir, service, self._config.certificate_ttl_s
-        )
-        self.joined = session.join(service, self._source, controls, self._zone)
+    address: str
+    port: int
+    version: str = ""
+    weight: int = 1
 
-    def instance(self, address: str, port: int, version: str, weight: int) -> Instance:
-        """The instance to register.
+    def instance(self, service: str, zone: str) -> Instance:
+        """It as an instance of a service.
 
         Raises:
             InvalidArgumentError: A value is wrong.
         """
-        service = self.joined.service
         return Instance(
-            id=f"{service}-{address}-{port}".replace(":", "."),
+            id=f"{service}-{self.address}-{self.port}".replace(":", "."),
             service=service,
-            address=address,
-            port=port,
-            version=version,
-            zone=self._zone,
-            weight=weight,
+            address=self.address,
+            port=self.port,
+            version=self.version,
+            zone=zone,
+            weight=self.weight,
         )
 
-    def stay(self, instance: Instance | None, command: Sequence[str], ready: Callable[[], None]) -> int:
-        """Stay in the mesh until the command ends, or without one until a signal.
 
-        Returns:
-            The exit code.
-        """
-        return asyncio.run(self._stay(instance, command, ready))
+def run(
+    state_dir: Path,
+    service: str,
+    *,
+    show: Callable[[Joined], None],
+    ready: Callable[[], None],
+    zone: str = "",
+    server: Server | None = None,
+    command: Sequence[str] = (),
+    once: bool = False,
+) -> int:
+    """Join, show what the program needs, and stay until the command or a signal ends it.
 
-    async def _stay(
-        self, instance: Instance | None, command: Sequence[str], ready: Callable[[], None]
-    ) -> int:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
-        async with session.stay(self.joined, self._source, instance, lease_s=self._config.lease_s):
-            if not command:
-                ready()
-                await stop.wait()
+    Args:
+        state_dir: The state folder.
+        service: Name to join under.
+        show: Told the files.
+        ready: Called once the program is in the mesh.
+        zone: Where it runs; default: what the configuration says.
+        server: What it serves.
+        command: The program; none: stay until a signal.
+        once: Do not stay.
+
+    Returns:
+        The exit code: the program's own.
+
+    Raises:
+        PlexusError: The name cannot be used, a value is wrong, no Plexus has run on the state folder, or
+            there is no such program.
+    """
+    settings = Settings()
+    telemetry.configure_logging("join", settings.section("telemetry", TelemetryConfig))
+    session.check_service(service)
+    config = settings.section("mesh", MeshConfig)
+    state_dir = state_dir.resolve()
+    controls = config.control_planes or _local_controls(state_dir)
+    zone = zone or config.zone
+    instance = None if server is None else server.instance(service, zone)
+
+    async def joining() -> int:
+        async with Membership(service, state_dir, settings) as member:
+            joined = await session.join(service, member.source, controls, zone)
+            show(joined)
+            if once:
                 return 0
-            environment = {**os.environ, **self.joined.environment()}
-            try:
-                program = await asyncio.create_subprocess_exec(*command, env=environment)
-            except FileNotFoundError as error:
-                raise NotFoundError(f"no such program: {command[0]}") from error
-            ready()
-            return await _until(program, stop)
+            stop = asyncio.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            async with session.stay(
+                joined, member.source, instance, registry=member.registry, lease_s=config.lease_s
+            ):
+                if not command:
+                    ready()
+                    await stop.wait()
+                    return 0
+                return await _program(joined, command, stop, ready)
+
+    return asyncio.run(joining())
+
+
+async def _program(
+    joined: Joined, command: Sequence[str], stop: asyncio.Event, ready: Callable[[], None]
+) -> int:
+    environment = {**os.environ, **joined.environment()}
+    try:
+        program = await asyncio.create_subprocess_exec(*command, env=environment)
+    except (FileNotFoundError, PermissionError) as error:
+        raise NotFoundError(f"{command[0]}: {error.strerror}") from error
+    ready()
+    return await _until(program, stop)
 
 
 def _local_controls(state_dir: Path) -> list[str]:

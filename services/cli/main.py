@@ -297,20 +297,29 @@ def join(
     from services.cli import join as joining  # noqa: PLC0415 - see the module's docstring
 
     tongue = joining.language_of(language)
-    made = joining.Join(_state(state), service, zone=zone)
-    instance = None if port is None else made.instance(address, port, version, weight)
-    if as_json:
-        _print_json(joining.report(made.joined, tongue))
-    elif not command:
-        for line in made.joined.exports():
+    server = None if port is None else joining.Server(address, port, version, weight)
+
+    def show(joined: Any) -> None:
+        if as_json:
+            _print_json(joining.report(joined, tongue))
+            return
+        for line in [] if command else joined.exports():
             typer.echo(line)
-    if not as_json:
         for line in joining.instructions(tongue):
             typer.echo(line, err=bool(command))
-    if not once:
-        note = f"# {service} is in the mesh; certificates are kept fresh until this ends"
-        code = made.stay(instance, command or (), lambda: typer.echo(note, err=True))
-        raise typer.Exit(code)
+
+    note = f"# {service} is in the mesh; certificates are kept fresh until this ends"
+    code = joining.run(
+        _state(state),
+        service,
+        show=show,
+        ready=lambda: typer.echo(note, err=True),
+        zone=zone,
+        server=server,
+        command=command or (),
+        once=once,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -12,14 +12,14 @@ import structlog
 from plexus.client.channel import Mesh
 from services.mesh.bootstrap import write_bootstrap
 from services.mesh.join.environment import Joined
-from services.mesh.registry.client import Registration, RemoteRegistry
+from services.mesh.registry.client import Registration
 from services.mesh.registry.domain import Health, is_service_name
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from services.mesh.registry.domain import Instance
+    from services.mesh.registry.domain import Instance, Registry
     from services.mesh.trust.domain import CertificateSource
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ def check_service(service: str) -> None:
         raise InvalidArgumentError(f"{service!r} is reserved: Plexus itself runs it", field="service")
 
 
-def join(service: str, source: CertificateSource, controls: Sequence[str], zone: str) -> Joined:
+async def join(service: str, source: CertificateSource, controls: Sequence[str], zone: str) -> Joined:
     """Make a program's files.
 
     Args:
@@ -57,7 +57,7 @@ def join(service: str, source: CertificateSource, controls: Sequence[str], zone:
         InvalidArgumentError: As `check_service`.
     """
     check_service(service)
-    identity = source.ensure()
+    identity = await source.obtain()
     folder = identity.cert_path.parent
     bootstrap = write_bootstrap(folder, controls, f"{service}-{os.getpid()}", zone, "join")
     return Joined(service, identity, bootstrap)
@@ -65,7 +65,12 @@ def join(service: str, source: CertificateSource, controls: Sequence[str], zone:
 
 @contextlib.asynccontextmanager
 async def stay(
-    joined: Joined, source: CertificateSource, instance: Instance | None, *, lease_s: float
+    joined: Joined,
+    source: CertificateSource,
+    instance: Instance | None,
+    *,
+    registry: Callable[[Mesh], Registry],
+    lease_s: float,
 ) -> AsyncIterator[None]:
     """Keep the files fresh and, with an instance, its registration, until the context ends.
 
@@ -73,6 +78,7 @@ async def stay(
         joined: From `join`.
         source: The same as there.
         instance: What to register, once its port takes connections and for as long as it does.
+        registry: Where to register, given the mesh.
         lease_s: Life of the registration without a renewal.
     """
     async with contextlib.AsyncExitStack() as stack:
@@ -81,7 +87,7 @@ async def stay(
         if instance is not None:
             os.environ["GRPC_XDS_BOOTSTRAP"] = str(joined.bootstrap)
             mesh = await stack.enter_async_context(Mesh())
-            registration = Registration(RemoteRegistry(mesh.channel("control")), instance, lease_s=lease_s)
+            registration = Registration(registry(mesh), instance, lease_s=lease_s)
             keeping = asyncio.create_task(_keep_registered(registration, instance), name="registration")
             stack.push_async_callback(registration.deregister)
             stack.push_async_callback(_ended, keeping)
