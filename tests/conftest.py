@@ -56,6 +56,13 @@ def rabbitmq(
         yield server
 
 
+@pytest.fixture
+def rabbitmq_vhost(rabbitmq: RabbitServer) -> Iterator[str]:
+    """A virtual host of the session's RabbitMQ for one test."""
+    with rabbitmq.vhost() as vhost:
+        yield vhost
+
+
 @pytest.fixture(scope="session")
 def rabbitmq_program() -> Path:
     """Debian's `rabbitmq-server`."""

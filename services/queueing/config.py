@@ -24,5 +24,7 @@ class QueueingConfig(Section):
     """How long a deduplication id is remembered."""
     max_waiting_writes: int = 20_000
     """Publishes, pulls and acknowledgements that may wait for the disk; one more is refused."""
+    pubsub_port: int = 0
+    """Of this machine, where clients of Google Pub/Sub are served without TLS or identity; 0 is none."""
     full_sync: bool = True
     """Whether a publish waits until the disk has it; without, the loss of power may lose messages."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+
+import grpc.aio
 
 from plexus.queueing.v1 import queueing_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.config import QueueingConfig
 from services.queueing.servicer import QueueingServicer
-from services.runtime.service import Service
+from services.runtime.access import AllowAll
+from services.runtime.pipeline import Pipeline
+from services.runtime.service import Service, message_limits
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from contextlib import AsyncExitStack
 
     from services.queueing.domain import Broker
@@ -43,7 +49,27 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
                 full_sync=config.full_sync,
             )
         )
+    if config.pubsub_port:
+        await stack.enter_async_context(_pubsub_face(runtime, broker, config.pubsub_port))
     queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker), runtime.server)
+
+
+@asynccontextmanager
+async def _pubsub_face(runtime: ServiceRuntime, broker: Broker, port: int) -> AsyncIterator[None]:
+    """Serve Google Pub/Sub's clients, whose emulator mode knows no TLS: to this machine only."""
+    from services.queueing.faces import pubsub  # noqa: PLC0415 - its messages take a second to import
+
+    limits = runtime.server_config
+    pipeline = Pipeline("queueing", limits, AllowAll(), trusted_peer="pubsub")
+    server = grpc.aio.server(interceptors=[pipeline], options=message_limits(limits))
+    pubsub.add_to(server, broker)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    runtime.log.info("pubsub_serving", port=port)
+    try:
+        yield
+    finally:
+        await server.stop(limits.drain_s)
 
 
 SERVICE = Service(name="queueing", compose=compose, proto_services=("plexus.queueing.v1.QueueingService",))

@@ -60,6 +60,7 @@ class ServiceRuntime:
         self.mesh = mesh
         self.log = structlog.get_logger(f"services.{name}")
         self._settings = settings
+        self.server_config = settings.section("server", ServerConfig)
         self._loops: set[asyncio.Task[Any]] = set()
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

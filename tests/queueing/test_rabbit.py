@@ -14,7 +14,7 @@ from services.runtime.errors import UnimplementedError
 from tests.contracts.broker import BrokerContract
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from services.queueing.domain import Broker
@@ -24,9 +24,8 @@ pytestmark = pytest.mark.timeout(400)  # the first test starts the server
 
 
 @pytest.fixture
-def url(rabbitmq: RabbitServer) -> Iterator[str]:
-    with rabbitmq.vhost() as vhost:
-        yield rabbitmq.url(vhost)
+def url(rabbitmq: RabbitServer, rabbitmq_vhost: str) -> str:
+    return rabbitmq.url(rabbitmq_vhost)
 
 
 class TestRabbitBroker(BrokerContract):

@@ -1,0 +1,1 @@
+"""Other protocols' servers on the same domain."""
