@@ -114,8 +114,8 @@ class ConsulAgent:
             if http.get("/status/leader").json() == "":
                 return False
             # The roots need no rights, the registration of the node itself does, so it may stay invisible.
-            return http.get("/connect/ca/roots").status_code == httpx.codes.OK
-        except (httpx.HTTPError, ValueError):
+            return bool(http.get("/connect/ca/roots").raise_for_status().json()["Roots"])
+        except (httpx.HTTPError, ValueError, KeyError):
             return False
 
     def kill(self) -> None:
@@ -140,7 +140,11 @@ class ConsulAgent:
 
     def log_tail(self) -> str:
         """The last lines it wrote."""
-        return "\n".join((self._folder / "consul.log").read_text(errors="replace").splitlines()[-25:])
+        return "\n".join(self.log().splitlines()[-25:])
+
+    def log(self) -> str:
+        """All that it wrote."""
+        return (self._folder / "consul.log").read_text(errors="replace")
 
     def _signal(self, number: int) -> None:
         assert self._process is not None
