@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 
 from tests.polyglot.programs import POLYGLOT, Caller
 from tests.servers.programs import UnavailableServerError, require
 
+_HERE = Path(__file__).resolve().parent
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build what the chosen tests run: a build takes minutes, which no test's timeout allows."""
     if session.config.option.collectonly:
         return
+    # The hook is asked about every test there is, and other rooms have callers of their own.
     wanted = {
         str(item.callspec.params["caller"])
         for item in session.items
         if isinstance(item, pytest.Function)
+        and item.path.parent == _HERE
         and hasattr(item, "callspec")
         and "caller" in item.callspec.params
     }
