@@ -6,8 +6,8 @@ backend that fails every call, more calls than the circuit breaker lets through,
 certificates of a few seconds, and the control plane away while another instance starts.
 
 The last line is one JSON object: {"rolling_failed": 0, "kill_failed": 0, "rotation_failed": 0,
-"outage_failed": 0, "retry_amplification": at most 1.2, "canary_error_points": at most 2}. `--short` takes
-about two minutes.
+"outage_failed": 0, "retry_amplification": at most 1.2, "canary_error_points": at most 2}. `--mode short`
+takes about two minutes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -51,6 +52,26 @@ BREAKER = 20
 HANDLED = re.compile(
     r'^grpc_server_handled_total\{code="UNAVAILABLE",.*service="bench.*\} (\S+)$', re.MULTILINE
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How much of each thing is done."""
+
+    rounds: int
+    kills: int
+    stop_s: int
+    failing_s: float
+    canary_calls: int
+    outage_s: float
+    rotation_s: float
+
+
+MODES = {
+    "full": Lengths(20, 10, 15, 30, 10_000, 120, 120),
+    "short": Lengths(2, 2, 15, 10, 2000, 15, 20),
+    "smoke": Lengths(1, 1, 2, 1, 200, 2, 2),
+}
 
 
 def say(**message: Any) -> None:
@@ -318,7 +339,7 @@ async def killed(world: World, caller: Peer, rate: float, kills: int) -> dict[st
     return seen
 
 
-async def stopped(world: World, caller: Peer, rate: float) -> tuple[float, float, list[float]]:
+async def stopped(world: World, caller: Peer, rate: float, stop_s: int) -> tuple[float, float, list[float]]:
     """SIGSTOP one; seconds until p99 is normal again, the normal one, and that of each second after."""
     victim = await world.start("server", 4)
     await until_all(caller, {"1", "2", "3", "4"})
@@ -326,7 +347,7 @@ async def stopped(world: World, caller: Peer, rate: float) -> tuple[float, float
     await asyncio.sleep(5)
     began = time.monotonic()
     victim.process.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(15)
+    await asyncio.sleep(stop_s)
     latency = (await caller.command("stop"))["latency"]
     victim.process.send_signal(signal.SIGCONT)
     await victim.end(signal.SIGTERM)
@@ -336,7 +357,7 @@ async def stopped(world: World, caller: Peer, rate: float) -> tuple[float, float
         return part[int(0.99 * (len(part) - 1))] if part else 0.0
 
     normal = p99(began - 4, began)
-    seconds = [p99(began + second, began + second + 1) for second in range(15)]
+    seconds = [p99(began + second, began + second + 1) for second in range(stop_s)]
     bound = max(5 * normal, 0.1)
     slow = [second for second, value in enumerate(seconds) if value > bound]
     return (max(slow) + 1 if slow else 0.0), normal, seconds
@@ -431,7 +452,7 @@ def show(name: str, seen: dict[str, int]) -> int:
 
 async def drive(options: argparse.Namespace) -> dict[str, float]:
     """Everything, one after the other."""
-    short = options.short
+    lengths = MODES[options.mode]
     rate = options.rate
     report: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="plexus-bench-") as folder:
@@ -442,37 +463,35 @@ async def drive(options: argparse.Namespace) -> dict[str, float]:
                 await world.start("server", number)
             caller = await world.start("caller")
             await until_all(caller, {"1", "2", "3"})
-            seen = await rolling(world, caller, rate, 2 if short else 20)
-            report["rolling_failed"] = show(f"{2 if short else 20} rolling restarts of three", seen)
-            seen = await killed(world, caller, rate, 2 if short else 10)
-            report["kill_failed"] = show(f"{2 if short else 10} x kill -9 of one of four", seen)
-            back_s, normal_p99, seconds = await stopped(world, caller, rate)
+            seen = await rolling(world, caller, rate, lengths.rounds)
+            report["rolling_failed"] = show(f"{lengths.rounds} rolling restarts of three", seen)
+            seen = await killed(world, caller, rate, lengths.kills)
+            report["kill_failed"] = show(f"{lengths.kills} x kill -9 of one of four", seen)
+            back_s, normal_p99, seconds = await stopped(world, caller, rate, lengths.stop_s)
             row("SIGSTOP of one of four: p99 normal again after", f"{back_s:.0f} s", f"{BAR_STOP_S:g} s")
             row("    p99 before", f"{normal_p99 * 1e3:.1f} ms", "")
             print("    p99 of each second after, ms:", *(f"{value * 1e3:.0f}" for value in seconds))
             await until_all(caller, {"1", "2", "3"})
-            amplification = await dead_backend(world, caller, rate / 2, 10 if short else 30)
+            amplification = await dead_backend(world, caller, rate / 2, lengths.failing_s)
             report["retry_amplification"] = round(amplification, 3)
             row("attempts a call when every call fails", f"{amplification:.3f}", f"{BAR_AMPLIFICATION:g}")
             passed, shed = await breaker(world, caller)
             row(f"circuit breaker at {BREAKER}", f"{passed} passed, {shed} shed", f"{BREAKER} passed")
-            points = await canary(world, caller, 2000 if short else 10_000)
+            points = await canary(world, caller, lengths.canary_calls)
             report["canary_error_points"] = round(points, 2)
             row("canary at 10 %, off by", f"{points:.2f} points", f"{BAR_CANARY_POINTS:g}")
-            away_s = 15 if short else 120
-            seen, joined_s = await outage(world, caller, rate, away_s)
-            report["outage_failed"] = show(f"control plane away for {away_s} s", seen)
+            seen, joined_s = await outage(world, caller, rate, lengths.outage_s)
+            report["outage_failed"] = show(f"control plane away for {lengths.outage_s:g} s", seen)
             row("    an instance started meanwhile joined after", f"{joined_s:.1f} s", "")
-        lasting_s = 20 if short else 120
-        seen = await rotation(Path(folder) / "rotation", rate, lasting_s, 5.0)
-        report["rotation_failed"] = show(f"certificates renewed every 5 s for {lasting_s} s", seen)
+        seen = await rotation(Path(folder) / "rotation", rate, lengths.rotation_s, 5.0)
+        report["rotation_failed"] = show(f"certificates renewed every 5 s for {lengths.rotation_s:g} s", seen)
     return report
 
 
 def main() -> None:
     """Drive, or be one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="fewer rounds and shorter outages")
+    parser.add_argument("--mode", choices=MODES, default="full", help="how much is done")
     parser.add_argument("--rate", type=float, default=500.0, help="calls a second")
     parser.add_argument("--role", choices=["control", "server", "caller"], help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)

@@ -44,6 +44,19 @@ def test_control() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_rolling() -> None:
+    figures = run("rolling", "--mode", "smoke", "--rate", "50")
+    assert set(figures) == {
+        "rolling_failed",
+        "kill_failed",
+        "rotation_failed",
+        "outage_failed",
+        "retry_amplification",
+        "canary_error_points",
+    }
+
+
+@pytest.mark.timeout(300)
 def test_start() -> None:
     assert set(run("start", "--runs", "1", "--settle-s", "0")) == {"ready_s", "idle_pss_mib"}
 
