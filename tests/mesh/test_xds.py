@@ -163,7 +163,8 @@ async def test_an_instance_that_answers_unavailable_is_made_up_for_by_another(wo
 async def test_another_service_on_a_dead_instances_port_is_never_believed(world: World) -> None:
     await world.start("control")
     port = ("--port", str(free_port()))
-    first, client = await asyncio.gather(world.server("v-1", *port), world.start("client"))
+    # Its lease outlasts the test: once it ended the client would no longer be told of the port.
+    first, client = await asyncio.gather(world.server("v-1", "--lease", "600", *port), world.start("client"))
     await client.command("until", ["v-1"])
     await first.kill()
     impostor = await world.server("impostor", "--service", "storage", "--unregistered", *port)
