@@ -33,7 +33,7 @@ _UNRELATED = 0.35
 """Cosine of question and best statement below which nothing answers the question."""
 _RELATED = 0.65
 """The same if the passages lack more than half of the question's words."""
-_NAME = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*\(\)|[A-Za-z_]\w*(?:\.\w+)+")
+_NAME = re.compile(r"(?:^|\s)([A-Za-z_]\w*(?:\.\w+)*\(\)|[A-Za-z_]\w*(?:\.\w+)+)$")
 
 
 def choose(
@@ -100,7 +100,7 @@ def _place(entry: tuple[int, Statement]) -> tuple[int, int]:
 
 def quoted(statement: Statement, passage: Passage) -> str:
     """A statement as it stands in an answer: what is said of a named thing says its name."""
-    heading = passage.headings[-1] if passage.headings else ""
-    if _NAME.fullmatch(heading) and heading.removesuffix("()") not in statement.text:
-        return f"`{heading}`: {statement.text}"
+    named = _NAME.search(passage.headings[-1]) if passage.headings else None
+    if named and named[1].removesuffix("()") not in statement.text:
+        return f"`{named[1]}`: {statement.text}"
     return statement.text

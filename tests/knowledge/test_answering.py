@@ -36,7 +36,7 @@ When the disk is full, writes are refused with RESOURCE_EXHAUSTED. Reading goes 
 |---|---|
 | NOT_FOUND | there is no such object |
 
-## store.open()
+## classmethod store.open()
 
 `store.open(path)`
 
