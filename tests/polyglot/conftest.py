@@ -18,14 +18,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     # The hook is asked about every test there is, and other rooms have callers of their own.
+    items = [
+        item for item in session.items if isinstance(item, pytest.Function) and item.path.parent == _HERE
+    ]
     wanted = {
         str(item.callspec.params["caller"])
-        for item in session.items
-        if isinstance(item, pytest.Function)
-        and item.path.parent == _HERE
-        and hasattr(item, "callspec")
-        and "caller" in item.callspec.params
+        for item in items
+        if hasattr(item, "callspec") and "caller" in item.callspec.params
     }
+    if any("go_program" in item.fixturenames for item in items):
+        wanted.add("go")
     for language in sorted(wanted):
         # Left to the fixture, which skips or fails with the reason.
         with contextlib.suppress(UnavailableServerError):
@@ -38,3 +40,9 @@ def caller(request: pytest.FixtureRequest) -> Caller:
     program = POLYGLOT[request.param]
     require(program)
     return program
+
+
+@pytest.fixture
+def go_program() -> Path:
+    """The program in Go, which serves as well."""
+    return require(POLYGLOT["go"]) / "program"

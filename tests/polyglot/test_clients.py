@@ -5,9 +5,13 @@ Their gRPC libraries differ in what they make of the same resources; what is tes
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
 
 from tests.mesh.traffic import Traffic
 from tests.polyglot.callers import environment, joined_caller, ports
@@ -49,3 +53,108 @@ async def test_calls_spread_and_follow_instances_that_come_and_go(traffic: Traff
         left = await client.until(lambda answers: not ports(answers)[one.port])
         assert not any(answer.failed for answer in left)
     assert traffic.refusals() == []
+
+
+async def test_another_services_certificate_is_not_believed(traffic: Traffic, caller: Caller) -> None:
+    (one,) = await traffic.start("one")
+    impostor = await traffic.server("impostor", "other")
+    posing = dataclasses.replace(impostor.instance(), service="vectors")
+    async with calling(traffic, caller) as client:
+        await client.until(lambda answers: ports(answers)[one.port] == len(answers))
+        traffic.plane.set_instances({"vectors": [one.instance(), posing]})
+        both = await client.calls(40)
+        assert ports(both) == {one.port: 40}
+        traffic.plane.set_instances({"vectors": [posing]})
+        alone = await client.until(lambda answers: all(answer.failed for answer in answers))
+        assert {answer.code for answer in alone} == {"UNAVAILABLE"}
+        assert impostor.calls == 0
+        traffic.plane.set_instances({"vectors": [one.instance()]})
+        await client.until(lambda answers: ports(answers)[one.port] == len(answers))
+
+
+async def test_what_an_unavailable_instance_refuses_another_answers(traffic: Traffic, caller: Caller) -> None:
+    # Java follows the retry policy of a route and ignores that of a virtual host.
+    one, two = await traffic.start("one", "two")
+    traffic.policy("retry: {attempts: 4, backoff: {base: 5ms, max: 10ms}}\noutlier_detection: null")
+    for server in (one, two):
+        server.pipeline.retries.percent = 1000
+    async with calling(traffic, caller) as client:
+        await client.until(lambda answers: len(ports(answers)) == 2)
+        one.unavailable = True
+        before = one.calls
+        answers = await client.calls(60)
+        assert ports(answers) == {two.port: 60}
+        assert one.calls > before
+    assert traffic.refusals() == []
+
+
+async def test_an_instance_that_fails_is_set_aside_and_the_caller_lives(
+    traffic: Traffic, caller: Caller
+) -> None:
+    # Node's process dies of success-rate ejection in an interval without calls.
+    one, two = await traffic.start("one", "two")
+    traffic.policy(
+        "outlier_detection: {interval: 500ms, ejection: 2s, min_requests: 3, min_hosts: 1}\n"
+        "retry: {attempts: 1}"
+    )
+    async with calling(traffic, caller) as client:
+        await client.until(lambda answers: len(ports(answers)) == 2)
+        one.unavailable = True
+        await client.until(lambda answers: ports(answers) == {two.port: 30}, count=30)
+        one.unavailable = False
+        await client.until(lambda answers: ports(answers)[one.port] > 0, count=30)
+        assert client.process.returncode is None
+
+
+async def test_a_service_without_instances_fails_at_once_and_is_called_again_when_it_has_some(
+    traffic: Traffic, caller: Caller
+) -> None:
+    # Java calls old endpoints when the new set is empty; Node never recovers from a deleted resource.
+    one, two = await traffic.start("one", "two")
+    async with calling(traffic, caller) as client:
+        await client.until(lambda answers: len(ports(answers)) == 2)
+        traffic.plane.set_instances({"vectors": []})
+        await client.until(lambda answers: all(answer.code == "UNAVAILABLE" for answer in answers))
+        called = one.calls + two.calls
+        assert all(answer.failed for answer in await client.calls(20))
+        assert one.calls + two.calls == called
+        traffic.publish()
+        await client.until(lambda answers: len(ports(answers)) == 2)
+    assert traffic.refusals() == []
+
+
+async def test_without_a_control_plane_calls_go_on_and_later_changes_arrive(
+    traffic: Traffic, caller: Caller
+) -> None:
+    one, two = await traffic.start("one", "two")
+    async with calling(traffic, caller) as client:
+        await client.until(lambda answers: len(ports(answers)) == 2)
+        await traffic.stop_control()
+        assert not any(answer.failed for answer in await client.calls(40))
+        three = await traffic.server("three")
+        traffic.publish("two", "three")
+        await traffic.start_control()
+        await client.until(lambda answers: ports(answers).keys() == {two.port, three.port})
+    assert one.calls
+
+
+async def test_after_its_certificate_expired_a_program_has_a_new_one_for_all_it_connects_to(
+    traffic: Traffic, caller: Caller
+) -> None:
+    # Java takes a new certificate only when the CA file is new as well.
+    (one,) = await traffic.start("one")
+    file = traffic.state / "identities" / "shop" / "cert.pem"
+    async with calling(traffic, caller, PLEXUS_MESH__CERTIFICATE_TTL_S="15") as client:
+        await client.until(lambda answers: ports(answers)[one.port] == len(answers))
+        # The program holds this one at best.
+        expires = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+        async with client.meanwhile() as answers:
+            while datetime.now(UTC) < expires:  # noqa: ASYNC110 - a clock gives no event
+                await asyncio.sleep(0.1)
+        assert not any(answer.failed for answer in answers)
+        await traffic.stop_control()
+        await one.stop()
+        two = await traffic.server("two")
+        traffic.publish("two")
+        await traffic.start_control()
+        await client.until(lambda answers: ports(answers)[two.port] == len(answers))
