@@ -128,7 +128,7 @@ async def test_the_circuit_breaker_sheds_at_its_bound(traffic: Traffic) -> None:
     client = await traffic.client()
     await client.until(lambda answers: answers.share("a") == 1)
     server.most = 0
-    server.delay_s = 3
+    server.delay_s = 8
     answers = await client.calls(30, at_once=30)
     assert server.most == 5
     assert answers.seen["a"] == 5
