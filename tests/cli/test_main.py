@@ -87,8 +87,8 @@ def test_logs_before_the_first_start_say_so(tmp_path: Path) -> None:
 def test_a_start_without_models_and_without_an_index_goes_on_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
-    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     warnings: list[str] = []
     fetch_missing(tmp_path, warnings.append)
     (warning,) = warnings
