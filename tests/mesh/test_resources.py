@@ -217,3 +217,8 @@ def test_clients_on_c_core_get_deadlines_that_allow_for_their_two_clocks() -> No
 
     assert (timeout_ms(core=False), timeout_ms(core=True)) == (1000, 3000)
     assert build([], DEFAULT)[ROUTE, "vectors-route"].for_core is None
+
+
+def test_by_default_a_call_that_a_stopping_server_cancels_is_tried_again() -> None:
+    (route,) = routes(build([], DEFAULT))
+    assert route.route.retry_policy.retry_on == "unavailable,cancelled"
