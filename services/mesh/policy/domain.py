@@ -115,7 +115,7 @@ class Retry(_Model):
     """When callers try again."""
 
     codes: Annotated[tuple[RetryCode, ...], Field(min_length=1)] = ("unavailable", "cancelled")
-    """Statuses that are tried again. Cancelled is what a stopping server says to a call that comes too late; a
+    """Statuses that are tried again. Cancelled is what a stopping server says to a late call; a
     caller that cancels its own call does not get here."""
     attempts: Annotated[int, Field(ge=1, le=5)] = 3
     """All attempts, the first included; 1 is none more. gRPC allows five."""
