@@ -62,6 +62,8 @@ protos: sync ## regenerate generated/ from protos/, and the reference pages of t
 bench: sync ## all benchmarks; RECORD=1 writes what they say to benchmarks/results/
 	@$(RUN) python benchmarks/_suite.py $(if $(RECORD),--record) $(BENCHES)
 
+bench-queue: bench-queueing
+
 bench-%: sync ## one: bench-start, bench-call, bench-answers
 	@$(RUN) python benchmarks/$(subst -,_,$*).py
 

@@ -74,3 +74,12 @@ def test_answers(tmp_path: Path) -> None:
     figures = run("answers", "--docs", str(tmp_path), PLEXUS_TEST_MODELS=str(model_folder()))
     assert set(figures) == {"hit_at_3", "pipeline_ratio", "pages_per_s", "chunks_per_s"}
     assert figures["hit_at_3"] == 1
+
+
+@pytest.mark.timeout(300)
+def test_queueing(rabbitmq_program: Path) -> None:
+    assert rabbitmq_program.is_file()
+    figures = run("queueing", "--messages", "300", "--sizes", "256")
+    assert set(figures) == {
+        *("publish_ratio", "consume_ratio", "sqlite_batch_per_s", "sqlite_ratio", "p50_ms", "p99_ms"),
+    }
