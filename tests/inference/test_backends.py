@@ -67,7 +67,7 @@ async def test_a_question_does_not_wait_for_a_pile_of_documents(store: ModelStor
         ]
         await asyncio.sleep(0)  # the piles are there first
         assert (await embedder.embed(["a question"] * 60)).vectors.shape == (60, 384)
-        assert not all(pile.done() for pile in piles)
+        assert sum(pile.done() for pile in piles) < 5
         assert all(vectors.vectors.shape == (20, 384) for vectors in await asyncio.gather(*piles))
 
 
