@@ -71,6 +71,11 @@ def until(client: httpx.Client, status: int, backend: Backend, within_s: float =
     eventually(answered, within_s, explain)
 
 
+def write(consul: httpx.Client, entry: dict[str, Any]) -> None:
+    """Write an entry as soon as there is a leader to take it."""
+    eventually(lambda: consul.put("/config", json=entry).status_code == httpx.codes.OK, 60)
+
+
 def test_every_service_is_healthy_in_consul_and_a_question_is_answered(
     backend: Backend, agent: ConsulAgent, tmp_path: Path
 ) -> None:
@@ -105,6 +110,25 @@ def test_a_denied_intention_shows_within_a_second_and_an_allowed_one_too(
     log = (backend.state / "run/logs/inference.log").read_text()
     assert '"event": "call_denied"' in log
     assert '"rule": "edge -> inference"' in log
+
+
+def test_while_consul_is_away_calls_go_on_and_denials_stay(backend: Backend, agent: ConsulAgent) -> None:
+    with agent.http() as consul, backend.client() as client:
+        shipped = consul.get(RULES).json()
+        until(client, 200, backend)
+        agent.pause()
+        try:
+            assert [embeds(client) for _ in range(20)] == [200] * 20
+        finally:
+            agent.resume()
+        denied = {**shipped, "Sources": [{"Name": "edge", "Action": "deny"}]}
+        write(consul, denied)
+        until(client, 403, backend)
+        agent.kill()
+        assert [embeds(client) for _ in range(20)] == [403] * 20
+        agent.start()
+        write(consul, shipped)
+        until(client, 200, backend)
 
 
 def test_a_consul_that_lost_its_data_gets_everything_back(backend: Backend, agent: ConsulAgent) -> None:

@@ -7,6 +7,8 @@ The rules, each from what Consul was seen to do (tests/mesh/consul/):
 * Bodies are compared. A restored or wiped server can come back with another body at the same index.
 * `wait` is the bound on staleness: an index from before a restore hides every change until it ends.
 * The request has a deadline of its own, since a stopped agent takes connections and never answers.
+* A watch begins with a consistent read: a server that has just restarted answers others from what it knew
+  before it has replayed its log, so that a rule that was taken back would hold again for a moment.
 * Requests are paced and failures back off with jitter, whatever the server says.
 * An error changes nothing for who watches: the last good answer stands.
 * Where emptiness could also mean lost rights, `believe` decides before anyone hears of it.
@@ -102,7 +104,7 @@ async def changes(
 
 async def _ask(client: ConsulClient, path: str, params: tuple[tuple[str, Any], ...], index: int) -> Answer:
     if not index:
-        return await client.request("GET", path, params)
+        return await client.request("GET", path, [*params, ("consistent", "true")])
     wait_s = client.config.wait_s * random.uniform(0.8, 1.0)  # noqa: S311 - spreads load only
     query = [*params, ("index", index), ("wait", f"{round(wait_s * 1000)}ms")]
     return await client.request("GET", path, query, timeout_s=wait_s * 17 / 16 + MARGIN_S)

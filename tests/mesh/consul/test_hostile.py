@@ -83,6 +83,8 @@ async def test_an_index_that_falls_starts_the_watch_anew() -> None:
         queries = await stub.requests(5)
         await ended(task)
     assert [query.get("index") for query in queries] == [None, "100", None, "7", "8"]
+    # From the beginning and anew: never from a server that has not replayed its log.
+    assert ["consistent" in query for query in queries] == [True, False, True, False, False]
 
 
 async def test_a_body_is_told_once_however_often_the_index_moves() -> None:
