@@ -45,7 +45,7 @@ BAR_HIT = 0.8
 BAR_RATIO = 0.5
 CITATIONS = 3
 PLEXUS = [sys.executable, "-c", "from services.cli.main import main; main()"]
-EMBED_CALL = 32
+EMBED_CALL = 16
 EMBED_CALLS = 4
 
 QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (

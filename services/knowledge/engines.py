@@ -17,7 +17,7 @@ from plexus.queueing.v1 import queueing_pb2, queueing_pb2_grpc
 from plexus.search.v1 import search_pb2, search_pb2_grpc
 from plexus.storage.v1 import storage_pb2, storage_pb2_grpc
 from plexus.vectors.v1 import vectors_pb2, vectors_pb2_grpc
-from services.runtime.errors import AlreadyExistsError, NotFoundError
+from services.runtime.errors import AlreadyExistsError, DeadlineExceededError, NotFoundError
 from services.runtime.status import from_rpc_error
 
 if TYPE_CHECKING:
@@ -32,8 +32,10 @@ BUCKET = "knowledge"
 TOPIC = SUBSCRIPTION = "knowledge-ingest"
 DIMENSION = 384
 _BATCH = 256
-_EMBED = 32
+_EMBED = 16
 """Texts of one call: some batches of like lengths, and still a matter of seconds."""
+_EMBED_TRIES = 5
+"""A call that took too long is repeated alone, so that what else was embedded of the document is not lost."""
 _EMBED_CALLS = 4
 _EMBED_S = 120.0
 _PART = 512 * 1024
@@ -172,8 +174,14 @@ class Engines:
 
         async def part(start: int) -> list[NDArray[np.float32]]:
             request = inference_pb2.EmbedRequest(texts=texts[start : start + _EMBED], background=bulk)
-            async with self._bulk if bulk else nullcontext():
-                response = await _told(self._inference.Embed(request, timeout=_EMBED_S), "inference")
+            for left in reversed(range(_EMBED_TRIES if bulk else 1)):
+                try:
+                    async with self._bulk if bulk else nullcontext():
+                        response = await _told(self._inference.Embed(request, timeout=_EMBED_S), "inference")
+                    break
+                except DeadlineExceededError:
+                    if not left:
+                        raise
             return [np.frombuffer(vector.packed, "<f4") for vector in response.vectors]
 
         parts = [asyncio.create_task(part(start)) for start in range(0, len(texts), _EMBED)]
