@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tests.e2e.backend import Backend
 
 
+WITHIN_S = 900
+"""For 26 documents on a machine that does much else; seconds on one that does not."""
+
+
 def text_of(path: Path) -> str:
     """The words of a document with single spaces."""
     return " ".join(extract(path.read_bytes(), content_type_of(path.name, "")).split())
@@ -42,8 +46,7 @@ def test_the_questionnaire_says_what_its_source_says() -> None:
 
 @pytest.fixture(scope="module")
 def ingested(backend: Backend) -> Backend:
-    done = backend.plexus("ingest", str(HANDBOOK), "--collection", "handbook", check=False)
-    assert done.returncode == 0, f"{done.stderr}\n{backend.log_tail()}"
+    backend.plexus("ingest", str(HANDBOOK), "--collection", "handbook", within_s=WITHIN_S)
     return backend
 
 
@@ -53,7 +56,7 @@ def ask(backend: Backend, question: str, *options: str) -> Any:
 
 @pytest.mark.e2e
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("question", "words", "file"),
     [

@@ -34,7 +34,9 @@ class Backend:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def plexus(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def plexus(
+        self, *arguments: str, check: bool = True, within_s: float = START_S + 30
+    ) -> subprocess.CompletedProcess[str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PLEXUS_")}
         done = subprocess.run(
             [*PLEXUS, *arguments],
@@ -43,7 +45,7 @@ class Backend:
             cwd=self.state,
             capture_output=True,
             text=True,
-            timeout=START_S + 30,
+            timeout=within_s,
             check=False,
         )
         if check:
