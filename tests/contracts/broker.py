@@ -173,17 +173,17 @@ class BrokerContract:
 
     async def test_a_delayed_message_comes_when_it_is_due(self, broker: Broker) -> None:
         await subscribe(broker)
-        await publish(broker, "later", delay_s=0.2)
+        await publish(broker, "later", delay_s=3)  # long enough for a slow machine to look in between
         await publish(broker, "now")
         assert bodies(await pull(broker)) == ["now"]
-        assert bodies(await pull(broker, wait_s=10)) == ["later"]
+        assert bodies(await pull(broker, wait_s=30)) == ["later"]
 
     async def test_a_waiting_puller_is_woken_by_a_publish(self, broker: Broker) -> None:
         await subscribe(broker)
         waiting = asyncio.create_task(pull(broker, wait_s=30))
         while (await broker.stats("work")).ready == 0 and not waiting.done():
             await publish(broker, "a")
-        assert bodies(await asyncio.wait_for(waiting, 5))[0] == "a"
+        assert bodies(await asyncio.wait_for(waiting, 30))[0] == "a"
 
     async def test_a_deduplication_id_is_stored_once(self, broker: Broker) -> None:
         await subscribe(broker)
@@ -287,9 +287,9 @@ class BrokerContract:
         await subscribe(broker, ordered=True)
         await publish(broker, "1", "2", ordering_key="k")
         (delivery,) = await pull(broker)
-        await broker.nack("work", [Refusal(delivery.ack_id, delay_s=0.2)])
+        await broker.nack("work", [Refusal(delivery.ack_id, delay_s=3)])
         assert await pull(broker) == []
-        (again,) = await pull(broker, wait_s=10)
+        (again,) = await pull(broker, wait_s=30)
         assert (again.data, again.attempt) == (b"1", 2)
 
     async def test_a_dead_message_lets_the_next_of_its_key_come(self, broker: Broker) -> None:
