@@ -117,8 +117,9 @@ async def answers(client: ConsulClient) -> None:
     async with asyncio.timeout(WITHIN_S):
         while True:
             try:
-                await KeyValues(client).put("plexus/again", b"")
-                await KeyValues(client).delete("plexus/again")
+                # Outside what is followed: a watch may well see it before it is gone again.
+                await KeyValues(client).put("again", b"")
+                await KeyValues(client).delete("again")
             except Exception:  # noqa: BLE001 - whatever it is, the agent is not back yet
                 await asyncio.sleep(0.1)
             else:
