@@ -33,6 +33,8 @@ FILE = "credentials.json"
 MAX_TTL_S = 365 * 24 * 3600
 _SECRET_BYTES = 32
 _RSA_BITS = 3072
+_BACKDATED_S = 5
+"""A token holds from before it was made: verifiers read coarser clocks, or those of other hosts, and allow no skew."""
 
 
 class Credential(BaseModel):
@@ -166,7 +168,7 @@ class CredentialStore:
                     "iss": credential.key,
                     "sub": consumer,
                     "iat": now,
-                    "nbf": now,
+                    "nbf": now - _BACKDATED_S,
                     "exp": now + int(ttl_s),
                     "jti": str(uuid.uuid4()),
                 }
