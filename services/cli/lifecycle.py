@@ -10,7 +10,7 @@ from collections import deque
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from services.cli import observe
+from services.cli import observe, settings
 from services.cli.supervisor import backend, control, rundir
 from services.runtime.errors import DeadlineExceededError, NotFoundError, UnavailableError
 
@@ -103,7 +103,7 @@ def _supervise(
     from services.cli.supervisor.supervisor import Supervisor  # noqa: PLC0415 - `status` does not need it
 
     began = time.monotonic()
-    control_port = rundir.control_port(run_dir)
+    control_port = settings.control_port(run_dir)
     for problem in backend.preload():
         print(problem, file=sys.stderr)  # noqa: T201 - the supervisor's own log or terminal
     if (threads := backend.thread_count()) > 1:

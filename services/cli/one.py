@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from services.cli import settings
 from services.cli.supervisor import backend, rundir
-from services.runtime.config import MeshConfig, Settings
 from services.runtime.errors import FailedPreconditionError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def serve(state_dir: Path, name: str, *, number: int, http_port: int) -> None:
     """
     run_dir = rundir.RunDir(state_dir.resolve())
     run_dir.create()
-    control_port = Settings().section("mesh", MeshConfig).control_port or rundir.control_port(run_dir)
+    control_port = settings.control_port(run_dir)
     counts = backend.scale([f"{name}={number}"]) if number > 1 else {}
     specs = {spec.name: spec for spec in backend.specs(run_dir.state_dir, http_port, control_port, counts)}
     wanted = name if number == 1 else f"{name}-{number}"

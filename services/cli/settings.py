@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from services.runtime.config import Settings
+from typing import TYPE_CHECKING
+
+from services.cli.supervisor import rundir
+from services.runtime.config import MeshConfig, Settings
 from services.runtime.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from services.cli.supervisor.rundir import RunDir
 
 _MAX_PORT = 65_535
 LOOPBACK = "127.0.0.1"
@@ -21,3 +27,13 @@ def edge_address(port: int | None) -> tuple[str, int]:
     if not 1 <= configured <= _MAX_PORT:
         raise InvalidArgumentError(f"gateway.port is {configured}: must be 1 to {_MAX_PORT}")
     return LOOPBACK, configured
+
+
+def control_port(run_dir: RunDir) -> int:
+    """Port of the control plane on this host: the configuration, else the one kept in the state folder.
+
+    Raises:
+        InvalidArgumentError: The section is wrong.
+        FailedPreconditionError: No port is free.
+    """
+    return Settings().section("mesh", MeshConfig).control_port or rundir.control_port(run_dir)

@@ -34,7 +34,7 @@ MAX_TTL_S = 365 * 24 * 3600
 _SECRET_BYTES = 32
 _RSA_BITS = 3072
 _BACKDATED_S = 5
-"""A token holds from before it was made: verifiers read coarser clocks, or those of other hosts, and allow no skew."""
+"""A token holds from before it was made: verifiers read coarser or other hosts' clocks and allow no skew."""
 
 
 class Credential(BaseModel):

@@ -33,7 +33,7 @@ from services.runtime.credentials import server_credentials
 from services.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from services.mesh.trust.domain import Identity
@@ -218,26 +218,18 @@ def join_mesh(
     state_dir: Path,
     control_port: int,
     ttl_s: float,
-    zone: str = "local",
-    *,
-    number: int = 1,
-    control_planes: Sequence[str] = (),
 ) -> tuple[LocalCertificateSource, Identity]:
     """Get a process an identity of the local CA, and gRPC its xDS bootstrap, before the first channel.
 
     Args:
         service: Its name.
         state_dir: Folder of all state.
-        control_port: Loopback port of the control plane, if `control_planes` names none.
+        control_port: Loopback port of the control plane.
         ttl_s: Life of a certificate.
-        zone: Where this process runs.
-        number: Which of the service's instances; each has a bootstrap file of its own.
-        control_planes: Control planes as host:port.
     """
     source = LocalCertificateSource(state_dir, service, ttl_s)
     identity = source.ensure()
-    servers = control_planes or [f"localhost:{control_port}"]
-    enter_xds(identity, service, servers, zone, number=number)
+    enter_xds(identity, service, [f"localhost:{control_port}"], "local")
     return source, identity
 
 
