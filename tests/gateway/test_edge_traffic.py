@@ -11,6 +11,8 @@ import grpc
 import grpc.aio
 import httpx
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -227,16 +229,14 @@ async def test_consumers_own_limit_counts_over_all_routes(edge: RunningEdge) -> 
     assert second.status_code == 429
 
 
-async def _grpc(edge: RunningEdge, token: str | None, method: str = "Echo") -> Any:
+async def _grpc(edge: RunningEdge, token: str | None, path: str = "/plexus.lab.v1.LabService/Echo") -> Any:
     request, response = (
         edge.lab.message("plexus.lab.v1.EchoRequest"),
         edge.lab.message("plexus.lab.v1.EchoResponse"),
     )
     metadata = [("authorization", f"Bearer {token}")] if token else []
     async with grpc.aio.insecure_channel(f"127.0.0.1:{edge.port}") as channel:
-        call = channel.unary_unary(
-            f"/plexus.lab.v1.LabService/{method}", request.SerializeToString, response.FromString
-        )
+        call = channel.unary_unary(path, request.SerializeToString, response.FromString)
         return await call(request(text="hi"), metadata=metadata, timeout=10)
 
 
@@ -247,13 +247,23 @@ async def test_native_grpc_passes_with_the_same_token(edge: RunningEdge) -> None
 
 
 @pytest.mark.parametrize(
-    ("consumer", "code"),
-    [(None, grpc.StatusCode.UNAUTHENTICATED), ("bob", grpc.StatusCode.PERMISSION_DENIED)],
+    ("consumer", "path", "code", "reason"),
+    [
+        (None, "lab.v1.LabService/Echo", grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+        ("bob", "lab.v1.LabService/Echo", grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
+        ("alice", "nowhere.v1.Service/Echo", grpc.StatusCode.UNIMPLEMENTED, "ROUTE_NOT_FOUND"),
+    ],
 )
-async def test_native_grpc_is_guarded_too(
-    edge: RunningEdge, consumer: str | None, code: grpc.StatusCode
+async def test_refusals_of_native_grpc_carry_code_and_reason(
+    edge: RunningEdge, consumer: str | None, path: str, code: grpc.StatusCode, reason: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await _grpc(edge, edge.token(consumer) if consumer else None)
+        await _grpc(edge, edge.token(consumer) if consumer else None, f"/plexus.{path}")
     assert caught.value.code() is code
-    assert not (caught.value.details() or "").startswith("{")
+    status = rpc_status.from_call(caught.value)
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain) == (reason, "plexus")
+    assert status.message == caught.value.details()
+    assert not status.message.startswith("{")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
+
+from google.rpc import error_details_pb2, status_pb2
 
 from services.gateway.envoy.types import Json, typed
 
@@ -59,6 +62,7 @@ def local_replies() -> Json:
             {
                 "filter": {"and_filter": {"filters": [status, *native]}},
                 "body_format_override": {"text_format_source": {"inline_string": refusal.message}},
+                "headers_to_add": _grpc_status(refusal),
             }
         )
         if refusal.status == 400:  # noqa: PLR2004 - the parser's message tells the caller what is wrong with the JSON
@@ -76,14 +80,24 @@ def local_replies() -> Json:
                     "filter": {"and_filter": {"filters": [status, bad_token]}},
                     "body_format_override": _body(refusal),
                     # Over jwt_authn's own, which repeats the URL.
-                    "headers_to_add": [_challenge(BAD_CREDENTIAL, "OVERWRITE_IF_EXISTS_OR_ADD")],
+                    "headers_to_add": [_set("www-authenticate", BAD_CREDENTIAL)],
                 }
             )
         mapper: Json = {"filter": status, "body_format_override": _body(refusal)}
         if refusal.status == 401:  # noqa: PLR2004 - as above
-            mapper["headers_to_add"] = [_challenge("Bearer", "ADD_IF_ABSENT")]
+            mapper["headers_to_add"] = [_set("www-authenticate", "Bearer", action="ADD_IF_ABSENT")]
         mappers.append(mapper)
     return {"mappers": mappers}
+
+
+def _grpc_status(refusal: Refusal) -> list[Json]:
+    """Code and details for gRPC's own clients, over Envoy's code for the HTTP status."""
+    # To them an unknown path is a method that is not there.
+    code = 12 if refusal.status == 404 else refusal.code  # noqa: PLR2004 - UNIMPLEMENTED
+    status = status_pb2.Status(code=code, message=refusal.message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=refusal.reason, domain="plexus"))
+    details = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
+    return [_set("grpc-status", str(code)), _set("grpc-status-details-bin", details)]
 
 
 def _body(refusal: Refusal, message: str | None = None) -> Json:
@@ -120,5 +134,5 @@ def _cel(expression: str) -> Json:
     }
 
 
-def _challenge(value: str, action: str) -> Json:
-    return {"header": {"key": "www-authenticate", "value": value}, "append_action": action}
+def _set(name: str, value: str, *, action: str = "OVERWRITE_IF_EXISTS_OR_ADD") -> Json:
+    return {"header": {"key": name, "value": value}, "append_action": action}
