@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+import asyncio
 import sqlite3
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +14,7 @@ from services.queueing.domain import Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError
 from tests.contracts.broker import BrokerContract, bodies, publish, pull, subscribe
+from tests.killed import killed_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,14 +68,7 @@ async def test_no_acknowledged_message_is_lost_by_a_kill(tmp_path: Path) -> None
     async with SqliteBroker(file) as broker:
         await broker.create_topic(Topic("jobs"))
         await broker.create_subscription(Subscription("work", "jobs"))
-    command = [sys.executable, "-c", _PRODUCER, str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    confirmed = [process.stdout.readline().strip() for _ in range(300)]
-    process.send_signal(signal.SIGKILL)
-    confirmed += process.stdout.read().split("\n")[:-1]
-    process.stdout.close()
-    process.wait()
+    confirmed = await asyncio.to_thread(killed_writer, _PRODUCER, file, 300)
     async with SqliteBroker(file) as broker:
         stored: list[str] = []
         while found := await pull(broker, count=1000):

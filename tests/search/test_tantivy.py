@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +12,7 @@ from services.search.backends.tantivy import TantivyIndex
 from services.search.config import SearchConfig
 from services.search.domain import Filter, IndexSpec, Query, Range
 from tests.contracts.search import PAGES, SearchIndexContract, page
+from tests.killed import killed_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,22 +48,9 @@ class TestTantivyIndex(SearchIndexContract):
             yield index
 
 
-def _killed_writer(folder: Path, lines: int) -> int:
-    """Run the writer, kill it with -9 after so many acknowledgements, return the last number it told."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for _ in range(lines):
-            assert process.stdout.readline()
-        os.kill(process.pid, signal.SIGKILL)
-        rest = process.stdout.read().split()
-    return int(rest[-1]) if rest else lines * 20
-
-
 @pytest.mark.parametrize("lines", [2, 15])
 async def test_kill_9_loses_nothing_acknowledged(tmp_path: Path, lines: int) -> None:
-    last = await asyncio.to_thread(_killed_writer, tmp_path, lines)
+    last = int((await asyncio.to_thread(killed_writer, WRITER, tmp_path, lines))[-1])
     async with TantivyIndex.open(tmp_path) as index:
         results = await index.search("pages", Query(limit=10_000))
         kept = {int(hit.document.fields["size"]) for hit in results.hits}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +12,7 @@ from services.storage.backends.local import LocalObjectStore
 from services.storage.domain import PutOptions
 from tests.contracts.object_store import BIG, ObjectStoreContract, pieces, put, read
 from tests.disk import small_disk
+from tests.killed import killed_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -118,17 +116,7 @@ async def test_kill_at_any_moment_leaves_the_acknowledged_or_the_next_object_who
     async with LocalObjectStore(tmp_path) as store:
         await store.create_bucket("box")
     for acknowledgements in (1, 3, 7):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(acknowledgements):
-            last = int(process.stdout.readline())
-        process.send_signal(signal.SIGKILL)
-        rest = process.stdout.read().split()
-        process.stdout.close()
-        process.wait()
-        last = int(rest[-1]) if rest else last
+        last = int((await asyncio.to_thread(killed_writer, _WRITER, tmp_path, acknowledgements))[-1])
         async with LocalObjectStore(tmp_path) as store:
             content = await read(store, "k")
             number = int(content[:8])

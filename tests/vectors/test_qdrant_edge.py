@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 from array import array
 from typing import TYPE_CHECKING
 
@@ -18,6 +14,7 @@ from services.vectors.backends.qdrant_optimizer import Optimizer
 from services.vectors.config import VectorsConfig
 from services.vectors.domain import CollectionSpec, Distance, Filter, Point, Query, Range, Selection
 from tests.contracts.vectors import DOCS, VectorStoreContract, point
+from tests.killed import killed_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,22 +52,9 @@ class TestQdrantEdgeStore(VectorStoreContract):
             yield store
 
 
-def _killed_writer(folder: Path, lines: int) -> int:
-    """Run the writer, kill it with -9 after so many acknowledgements, return the last number it told."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for _ in range(lines):
-            assert process.stdout.readline()
-        os.kill(process.pid, signal.SIGKILL)
-        rest = process.stdout.read().split()
-    return int(rest[-1]) if rest else lines * 50
-
-
 @pytest.mark.parametrize("lines", [3, 40])
 async def test_kill_9_loses_nothing_acknowledged(tmp_path: Path, lines: int) -> None:
-    last = await asyncio.to_thread(_killed_writer, tmp_path, lines)
+    last = int((await asyncio.to_thread(killed_writer, WRITER, tmp_path, lines))[-1])
     async with QdrantEdgeStore.open(tmp_path) as store:
         kept = await store.points("docs", [f"p{number}" for number in range(last)], Selection(vector=True))
         assert [found.payload["n"] for found in kept] == [number for number in range(last) if number % 50]
