@@ -32,6 +32,7 @@ from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
 from services.queueing.backends.rabbit import RabbitBroker
 from services.queueing.backends.sqlite import SqliteBroker
+from services.queueing.calls import Calls
 from services.queueing.servicer import QueueingServicer
 from services.runtime.access import AllowAll
 from services.runtime.config import ServerConfig, TelemetryConfig
@@ -57,7 +58,9 @@ async def serve(url: str, folder: Path) -> None:
         config = ServerConfig()
         pipeline = Pipeline("queueing", config, AllowAll(), trusted_peer="bench")
         server = grpc.aio.server(interceptors=[pipeline], options=message_limits(config))
-        queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker), server)
+        queueing_pb2_grpc.add_QueueingServiceServicer_to_server(
+            QueueingServicer(broker, Calls(broker)), server
+        )
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         print(port, flush=True)

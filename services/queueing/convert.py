@@ -19,6 +19,7 @@ from services.queueing.domain import (
     Stats,
     Where,
 )
+from services.queueing.replies import Kind
 from services.queueing.resources import Backoff, Priority, RetryPolicy, Subscription, Topic
 from services.runtime.errors import InvalidArgumentError
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from google.protobuf import field_mask_pb2
     from google.protobuf.message import Message as Proto
+
+    from services.queueing.replies import Reply
 
 _BACKOFFS = {
     queueing_pb2.BACKOFF_UNSPECIFIED: Backoff.EXPONENTIAL,
@@ -177,6 +180,24 @@ def message_from(message: queueing_pb2.Message, trace: dict[str, str]) -> Messag
         correlation_id=message.correlation_id,
         retry=_retry_from(message.retry) if message.HasField("retry") else None,
     )
+
+
+def request_from(request: queueing_pb2.CallRequest, trace: dict[str, str]) -> Message:
+    """The message of a call, without what makes it one."""
+    return Message(
+        data=request.data,
+        attributes={**trace, **request.attributes},
+        ordering_key=request.ordering_key,
+        priority=_PRIORITIES.get(request.priority, Priority.NORMAL),
+        correlation_id=request.correlation_id,
+    )
+
+
+def reply_to(reply: Reply) -> queueing_pb2.CallResponse:
+    """The proto's progress or result."""
+    if reply.kind is Kind.PROGRESS:
+        return queueing_pb2.CallResponse(progress=queueing_pb2.CallProgress(data=reply.data))
+    return queueing_pb2.CallResponse(result=queueing_pb2.CallResult(data=reply.data))
 
 
 def delivery_to(delivery: Delivery) -> queueing_pb2.Delivery:

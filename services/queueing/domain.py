@@ -296,6 +296,10 @@ class Broker(Protocol):
         """Delete a subscription with what it holds."""
         ...
 
+    async def subscribers(self, topic: str) -> list[Subscription]:
+        """Subscriptions that follow a topic, whatever their filters."""
+        ...
+
     async def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
         """Publish all or none; returns their ids."""
         ...

@@ -9,6 +9,7 @@ import grpc.aio
 
 from plexus.queueing.v1 import queueing_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
+from services.queueing.calls import Calls
 from services.queueing.config import QueueingConfig
 from services.queueing.servicer import QueueingServicer
 from services.runtime.access import AllowAll
@@ -51,7 +52,8 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
         )
     if config.pubsub_port:
         await stack.enter_async_context(_pubsub_face(runtime, broker, config.pubsub_port))
-    queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker), runtime.server)
+    calls = await stack.enter_async_context(Calls(broker))
+    queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker, calls), runtime.server)
 
 
 @asynccontextmanager

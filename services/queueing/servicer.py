@@ -10,6 +10,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from plexus.queueing.v1 import queueing_pb2, queueing_pb2_grpc
 from services.queueing import convert
+from services.queueing.calls import DEFAULT_TIMEOUT_S
 from services.queueing.domain import MAX_BATCH, MAX_DATA_BYTES, Redrive, Where
 from services.queueing.streaming import (
     DEFAULT_OUTSTANDING,
@@ -21,11 +22,14 @@ from services.queueing.streaming import (
 )
 from services.runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.runtime.paging import decode_token, encode_token, page_size
+from services.runtime.request import current
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
+    from services.queueing.calls import Calls
     from services.queueing.domain import Broker, Refusal
+    from services.queueing.replies import Reply
     from services.queueing.resources import Subscription
 
 MAX_WAIT_S = 60.0
@@ -59,8 +63,9 @@ def _count(items: Sequence[object], field: str) -> None:
 class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
     """Validates, delegates, converts."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, calls: Calls) -> None:
         self._broker = broker
+        self._calls = calls
         self._exclusive: set[str] = set()
 
     async def CreateTopic(self, request: queueing_pb2.CreateTopicRequest, context: Any) -> queueing_pb2.Topic:
@@ -150,6 +155,34 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
         async with aclosing(in_order(requests, self._publish, MAX_PUBLISHING)) as answers:
             async for message_ids in answers:
                 yield queueing_pb2.StreamingPublishResponse(message_ids=message_ids)
+
+    async def Call(
+        self, request: queueing_pb2.CallRequest, context: Any
+    ) -> AsyncIterator[queueing_pb2.CallResponse]:
+        async with aclosing(self._call(request, context)) as replies:
+            async for reply in replies:
+                yield convert.reply_to(reply)
+
+    async def CallAndWait(
+        self, request: queueing_pb2.CallAndWaitRequest, context: Any
+    ) -> queueing_pb2.CallAndWaitResponse:
+        async with aclosing(self._call(request.request, context)) as replies:
+            told = [reply async for reply in replies if reply.final]
+        return queueing_pb2.CallAndWaitResponse(result=convert.reply_to(told[0]).result)
+
+    def _call(self, request: queueing_pb2.CallRequest, context: Any) -> AsyncGenerator[Reply]:
+        asked = convert.seconds(request.timeout) if request.HasField("timeout") else DEFAULT_TIMEOUT_S
+        remaining = current().remaining_s()
+        timeout_s = asked if remaining is None else min(asked, remaining)
+
+        async def published() -> None:
+            # A call whose headers came back is not repeated by gRPC: the work would be done twice.
+            await context.send_initial_metadata(())
+
+        trace: dict[str, str] = {}
+        _TRACE.inject(trace)
+        message = convert.request_from(request, trace)
+        return self._calls.call(request.topic, message, timeout_s, published=published)
 
     async def Pull(self, request: queueing_pb2.PullRequest, context: Any) -> queueing_pb2.PullResponse:
         wait_s = convert.seconds(request.wait)

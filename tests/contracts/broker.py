@@ -83,6 +83,18 @@ class BrokerContract:
         assert bodies(await pull(broker, "one")) == ["b"]
         assert bodies(await pull(broker, "two")) == ["a", "b"]
 
+    async def test_the_subscribers_of_a_topic_are_told_those_by_pattern_too(self, broker: Broker) -> None:
+        assert await broker.subscribers("jobs") == []
+        one = await subscribe(broker, "one", filter="attributes:k")
+        every = await broker.create_subscription(Subscription("every", "#"))
+        await broker.create_topic(Topic("other"))
+        assert sorted(s.name for s in await broker.subscribers("jobs")) == ["every", one.name]
+        assert await broker.subscribers("other") == [every]
+        await broker.delete_subscription("every")
+        assert await broker.subscribers("other") == []
+        with pytest.raises(NotFoundError):
+            await broker.subscribers("nothing")
+
     async def test_an_acknowledged_message_is_gone(self, broker: Broker) -> None:
         await subscribe(broker)
         await publish(broker, "a")

@@ -12,6 +12,7 @@ import pytest
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
+from services.queueing.calls import Calls
 from services.queueing.servicer import QueueingServicer
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ async def stub(tmp_path: Path, serve: Serve) -> AsyncIterator[queueing_pb2_grpc.
         SqliteBroker(tmp_path / "queue.sqlite") as broker,
         serve(
             lambda server: queueing_pb2_grpc.add_QueueingServiceServicer_to_server(
-                QueueingServicer(broker), server
+                QueueingServicer(broker, Calls(broker)), server
             )
         ) as channel,
     ):

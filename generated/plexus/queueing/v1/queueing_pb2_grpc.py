@@ -95,6 +95,16 @@ class QueueingServiceStub:
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishRequest.SerializeToString,
                 response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishResponse.FromString,
                 _registered_method=True)
+        self.Call = channel.unary_stream(
+                '/plexus.queueing.v1.QueueingService/Call',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallResponse.FromString,
+                _registered_method=True)
+        self.CallAndWait = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/CallAndWait',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallAndWaitRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallAndWaitResponse.FromString,
+                _registered_method=True)
         self.Pull = channel.unary_unary(
                 '/plexus.queueing.v1.QueueingService/Pull',
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.PullRequest.SerializeToString,
@@ -264,6 +274,26 @@ class QueueingServiceServicer:
         """Publish without waiting for each answer: requests are answered in order, as they become durable. At most 256 are taken
         ahead of the answers.
         Errors: those of Publish; the first failed request ends the stream, with those before it answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Call(self, request, context):
+        """Ask whoever consumes a topic, and get what they say: progress while they work, then the result. The request is a
+        message with the attributes `plexus-reply-to`, `plexus-call-id` and `plexus-deadline` (milliseconds since 1970), given up
+        at the deadline; replies are messages on the topic that it names, with its `plexus-call-id` and `plexus-reply`, which is
+        `progress`, `result` or `error`. The work is done at least once; the first result or error counts.
+        Errors: NOT_FOUND for the topic, FAILED_PRECONDITION if nobody subscribes to it, INVALID_ARGUMENT, DEADLINE_EXCEEDED, and
+        what a worker answered with as its `plexus-code`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CallAndWait(self, request, context):
+        """As Call, for those who want the result alone.
+        Errors: those of Call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -445,6 +475,16 @@ def add_QueueingServiceServicer_to_server(servicer, server):
                     servicer.StreamingPublish,
                     request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishRequest.FromString,
                     response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishResponse.SerializeToString,
+            ),
+            'Call': grpc.unary_stream_rpc_method_handler(
+                    servicer.Call,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallResponse.SerializeToString,
+            ),
+            'CallAndWait': grpc.unary_unary_rpc_method_handler(
+                    servicer.CallAndWait,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallAndWaitRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallAndWaitResponse.SerializeToString,
             ),
             'Pull': grpc.unary_unary_rpc_method_handler(
                     servicer.Pull,
@@ -842,6 +882,60 @@ class QueueingService:
             '/plexus.queueing.v1.QueueingService/StreamingPublish',
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishRequest.SerializeToString,
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.StreamingPublishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Call(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/Call',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CallAndWait(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/CallAndWait',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallAndWaitRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.CallAndWaitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,18 @@ class QueueingServiceStub:
     ahead of the answers.
     Errors: those of Publish; the first failed request ends the stream, with those before it answered.
     """
+    Call: _aio.UnaryStreamMultiCallable[_queueing_pb2.CallRequest, _queueing_pb2.CallResponse]
+    """Ask whoever consumes a topic, and get what they say: progress while they work, then the result. The request is a
+    message with the attributes `plexus-reply-to`, `plexus-call-id` and `plexus-deadline` (milliseconds since 1970), given up
+    at the deadline; replies are messages on the topic that it names, with its `plexus-call-id` and `plexus-reply`, which is
+    `progress`, `result` or `error`. The work is done at least once; the first result or error counts.
+    Errors: NOT_FOUND for the topic, FAILED_PRECONDITION if nobody subscribes to it, INVALID_ARGUMENT, DEADLINE_EXCEEDED, and
+    what a worker answered with as its `plexus-code`.
+    """
+    CallAndWait: _aio.UnaryUnaryMultiCallable[_queueing_pb2.CallAndWaitRequest, _queueing_pb2.CallAndWaitResponse]
+    """As Call, for those who want the result alone.
+    Errors: those of Call.
+    """
     Pull: _aio.UnaryUnaryMultiCallable[_queueing_pb2.PullRequest, _queueing_pb2.PullResponse]
     """Lease messages, waiting a while for the first.
     Errors: NOT_FOUND.
@@ -248,6 +260,30 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Publish without waiting for each answer: requests are answered in order, as they become durable. At most 256 are taken
         ahead of the answers.
         Errors: those of Publish; the first failed request ends the stream, with those before it answered.
+        """
+
+    @_abc_1.abstractmethod
+    def Call(
+        self,
+        request: _queueing_pb2.CallRequest,
+        context: _aio.ServicerContext[_queueing_pb2.CallRequest, _abc.AsyncIterator[_queueing_pb2.CallResponse]],
+    ) -> _abc.AsyncIterator[_queueing_pb2.CallResponse]:
+        """Ask whoever consumes a topic, and get what they say: progress while they work, then the result. The request is a
+        message with the attributes `plexus-reply-to`, `plexus-call-id` and `plexus-deadline` (milliseconds since 1970), given up
+        at the deadline; replies are messages on the topic that it names, with its `plexus-call-id` and `plexus-reply`, which is
+        `progress`, `result` or `error`. The work is done at least once; the first result or error counts.
+        Errors: NOT_FOUND for the topic, FAILED_PRECONDITION if nobody subscribes to it, INVALID_ARGUMENT, DEADLINE_EXCEEDED, and
+        what a worker answered with as its `plexus-code`.
+        """
+
+    @_abc_1.abstractmethod
+    def CallAndWait(
+        self,
+        request: _queueing_pb2.CallAndWaitRequest,
+        context: _aio.ServicerContext[_queueing_pb2.CallAndWaitRequest, _abc.Awaitable[_queueing_pb2.CallAndWaitResponse]],
+    ) -> _abc.Awaitable[_queueing_pb2.CallAndWaitResponse]:
+        """As Call, for those who want the result alone.
+        Errors: those of Call.
         """
 
     @_abc_1.abstractmethod

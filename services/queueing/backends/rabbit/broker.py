@@ -255,6 +255,11 @@ class RabbitBroker:
         finally:
             await _close(channel)
 
+    async def subscribers(self, topic: str) -> list[Subscription]:
+        """See Broker."""
+        _, found = await self._state.route(topic)
+        return list(found)
+
     # Publishing.
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:

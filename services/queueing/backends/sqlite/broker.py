@@ -150,6 +150,10 @@ class SqliteBroker:
 
         await self._database.run(job)
 
+    async def subscribers(self, topic: str) -> list[Subscription]:
+        """See Broker."""
+        return await self._database.run(lambda: list(self._catalogue.subscribers(topic)))
+
     # Messages.
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
