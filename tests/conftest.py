@@ -15,6 +15,7 @@ from services.runtime.access import AllowAll, Authorizer
 from services.runtime.config import ServerConfig
 from services.runtime.pipeline import Pipeline
 from services.runtime.service import message_limits
+from tests.servers.postgres import PostgresServer
 from tests.servers.programs import PROGRAMS, UnavailableServerError, require
 from tests.servers.rabbitmq import RabbitServer
 
@@ -67,6 +68,24 @@ def rabbitmq_vhost(rabbitmq: RabbitServer) -> Iterator[str]:
 def rabbitmq_program() -> Path:
     """Debian's `rabbitmq-server`."""
     return require(PROGRAMS["rabbitmq"])
+
+
+@pytest.fixture(scope="session")
+def postgres_program() -> Path:
+    """Debian's `postgres`."""
+    return require(PROGRAMS["postgres"])
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """PostgreSQL for the session: that of `PLEXUS_TEST_POSTGRES_URL`, else ours."""
+    url = os.environ.get("PLEXUS_TEST_POSTGRES_URL")
+    if url:
+        yield PostgresServer.at(url)
+        return
+    program: Path = request.getfixturevalue("postgres_program")
+    with PostgresServer(program) as server:
+        yield server
 
 
 class Serve(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 
 from services.runtime.config import Section
 
@@ -16,6 +16,13 @@ class QueueingConfig(Section):
     """Where messages are: in a file of this service, or in RabbitMQ with the rest in that file."""
     rabbitmq_url: SecretStr = SecretStr("amqp://plexus@localhost:5672/plexus")
     """Of the broker's virtual host, with user and password; amqps for TLS."""
+    state_url: SecretStr = SecretStr("")
+    """Database of what a broker cannot hold: empty for a SQLite file of this service; several replicas share
+    postgresql://user:password@host:port/database, with `?sslmode=verify-full&sslrootcert=…` for TLS."""
+    state_pool_size: int = Field(default=10, ge=1, le=1000)
+    """Most connections of a replica to PostgreSQL."""
+    state_statement_s: float = Field(default=15.0, gt=0)
+    """How long PostgreSQL may take for a statement."""
     publish_deadline_s: float = 10.0
     """How long a publish waits for RabbitMQ's confirmation."""
     heartbeat_s: int = 10

@@ -12,6 +12,7 @@ from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.config import QueueingConfig
 from services.queueing.servicer import QueueingServicer
+from services.queueing.state import Database
 from services.runtime.access import AllowAll
 from services.runtime.pipeline import Pipeline
 from services.runtime.service import Service, message_limits
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
     """Open the broker and serve it."""
     config = runtime.config(QueueingConfig)
+    database = Database(
+        config.state_url.get_secret_value() or f"sqlite:///{runtime.data_dir / 'state.sqlite'}",
+        pool_size=config.state_pool_size,
+        statement_s=config.state_statement_s,
+    )
+    await stack.enter_async_context(database)
     broker: Broker
     if config.backend == "rabbitmq":
         from services.queueing.backends.rabbit import RabbitBroker  # noqa: PLC0415 - only when it is used

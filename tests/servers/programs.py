@@ -167,12 +167,17 @@ class DebianProgram:
     Attributes:
         name: Of the program, as the fixture has it.
         package: What is installed.
-        path: Where it then is.
+        pattern: Where it then is; if several match, the last counts.
     """
 
     name: str
     package: str
-    path: Path
+    pattern: str
+
+    def find(self) -> Path | None:
+        """The program, if it is installed."""
+        found = sorted(Path("/").glob(self.pattern.lstrip("/")))
+        return found[-1] if found else None
 
     @property
     def version(self) -> str:
@@ -188,16 +193,20 @@ class DebianProgram:
         Raises:
             UnavailableServerError: We may not install, or it failed.
         """
-        if self.path.is_file():
-            return self.path
+        found = self.find()
+        if found is not None:
+            return found
         install = ["apt-get", "install", "--yes", "--no-install-recommends", self.package]
         if shutil.which("apt-get") is None or os.getuid() != 0:
             raise UnavailableServerError(f"needs {self.name}: `sudo {' '.join(install)}`")
         with (Path(tempfile.gettempdir()) / f"plexus-{self.package}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self.path.is_file():
+            if self.find() is None:
                 self._install(install)
-        return self.path
+        found = self.find()
+        if found is None:
+            raise UnavailableServerError(f"{self.package} has no {self.pattern}")
+        return found
 
     @staticmethod
     def _install(install: list[str]) -> None:
@@ -214,8 +223,11 @@ class DebianProgram:
 CONSUL = GoProgram(
     "consul", "four minutes and more", "github.com/hashicorp/consul", "github.com/hashicorp/consul"
 )
-RABBITMQ = DebianProgram("rabbitmq", "rabbitmq-server", Path("/usr/lib/rabbitmq/bin/rabbitmq-server"))
-PROGRAMS: dict[str, Program | DebianProgram] = {program.name: program for program in (CONSUL, RABBITMQ)}
+RABBITMQ = DebianProgram("rabbitmq", "rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server")
+POSTGRES = DebianProgram("postgres", "postgresql", "/usr/lib/postgresql/*/bin/postgres")
+PROGRAMS: dict[str, Program | DebianProgram] = {
+    program.name: program for program in (CONSUL, RABBITMQ, POSTGRES)
+}
 """Every program that `make servers` provides; a fixture `<name>_program` of tests/conftest.py gives it."""
 
 
