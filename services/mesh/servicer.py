@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from plexus.mesh.v1 import mesh_pb2, mesh_pb2_grpc
-from services.mesh import convert
+from services.mesh import convert, departure
 from services.mesh.policy.domain import Document, PolicyError
 from services.mesh.policy.parse import parse
 from services.mesh.registry.domain import is_service_name
@@ -90,6 +90,17 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
                     retry_budget_percent=budget.percent, retry_budget_min_per_second=budget.min_per_second
                 )
             await changed.wait()
+
+    async def AwaitDeparture(self, request: mesh_pb2.AwaitDepartureRequest, context: Any) -> Any:
+        patience_s = departure.PATIENCE_S
+        if request.HasField("patience"):
+            patience_s = request.patience.ToTimedelta().total_seconds()
+        if not 0 <= patience_s <= departure.MAX_PATIENCE_S:
+            raise InvalidArgumentError(f"must be 0 to {departure.MAX_PATIENCE_S:g} s", field="patience")
+        left = await departure.awaited(
+            self._hub, self._plane, request.service, request.instance_id, patience_s
+        )
+        return mesh_pb2.AwaitDepartureResponse(still_serving=left.still_serving, behind=left.behind)
 
 
 def _check(request: mesh_pb2.ApplyPoliciesRequest) -> None:

@@ -135,6 +135,7 @@ class _Call:
         call_context.set(request)
         pipeline.retries.arrived(retry=retry_budget.ATTEMPTS_KEY in headers)
         if method.bounded:
+            pipeline.last_call = self._started
             pipeline.admission.enter()
             self._entered = True
         access.check(request, method.path, pipeline.authorizer)
@@ -264,7 +265,17 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self.retries = retry_budget.RetryBudget()
         self.default_deadline_s = config.default_deadline_s
         self.max_message_bytes = config.max_message_bytes
+        self.last_call = -math.inf
         self._handlers: dict[str, Any] = {}
+
+    async def quiet(self, seconds: float, *, within_s: float) -> bool:
+        """Wait until no call but health checks has come for a while; False if that takes too long."""
+        end = time.monotonic() + within_s
+        while (left_s := self.last_call + seconds - time.monotonic()) > 0:
+            if time.monotonic() + left_s > end:
+                return False
+            await asyncio.sleep(left_s)
+        return True
 
     async def intercept_service(
         self,

@@ -1,8 +1,8 @@
 """A service process: identity, server, registration and the order in which they start and stop.
 
 Start: certificate, dependencies (the service's own `compose`), server, registration, then SERVING.
-Stop: NOT_SERVING, DRAINING in the registry, a pause for callers to hear of it, bounded drain, deregistration,
-background loops, what `compose` opened, in reverse.
+Stop: NOT_SERVING, DRAINING in the registry, callers have let go of it and none calls any more, bounded drain,
+deregistration, background loops, what `compose` opened, in reverse.
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 SectionT = TypeVar("SectionT", bound=Section)
 
 VERSION = version("plexus-mesh")
-LEAVE_S = 0.25
-"""Time for callers to hear of a deregistration. A call that arrives while the server stops is cancelled, and
-no caller retries that; without this pause a stop under load costs calls."""
+QUIET_S = 0.1
+"""Without a new call for this long a server has none on the way to it. A call that arrives between the GOAWAY
+of a stop and the client's hearing of it is cancelled, and its caller cannot know whether it was begun."""
+LEAVE_S = 2.0
+"""How long that quiet is waited for: a caller that follows no control plane never lets go."""
 
 
 class ServiceRuntime:
@@ -205,8 +207,8 @@ async def serve(
         finally:
             started = time.monotonic()
             await health.enter_graceful_shutdown()
-            await registration.drain()
-            await asyncio.sleep(LEAVE_S)
+            await registration.leave(member.identity)
+            await pipeline.quiet(QUIET_S, within_s=LEAVE_S)
             await server.stop(server_config.drain_s)
             renewal.cancel()
             await registration.deregister()

@@ -25,7 +25,7 @@ from services.mesh.registry.client import Registration, RemoteRegistry
 from services.mesh.registry.domain import Instance
 from services.runtime.config import TelemetryConfig
 from services.runtime.credentials import server_credentials
-from services.runtime.service import LEAVE_S, join_mesh
+from services.runtime.service import join_mesh
 from services.runtime.telemetry import configure_logging
 
 TTL_S = 3600.0
@@ -78,8 +78,8 @@ async def server(options: argparse.Namespace) -> None:
         for loop in loops:
             loop.cancel()
         if not options.unregistered:
+            await registration.leave(identity)
             await registration.deregister()
-        await asyncio.sleep(LEAVE_S)
         await listening.stop(5)
 
 

@@ -74,6 +74,14 @@ class Refusal:
     time: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A response that was sent: the versions in it, and the revision of the hub that it was made of."""
+
+    versions: dict[str, str]
+    revision: int
+
+
 @dataclass(slots=True)
 class Subscription:
     """What a client wants of one type, and how far it is.
@@ -86,6 +94,7 @@ class Subscription:
         sent: Version of each resource that the client was sent last.
         acked: Version of each resource that the client accepted last.
         pending: Responses without an answer yet, by nonce.
+        accepted: The hub's revision that the last accepted response was made of.
         refusal: The last response that it refused, until it accepts one.
     """
 
@@ -95,7 +104,8 @@ class Subscription:
     asked: bool = False
     sent: dict[str, str] = field(default_factory=dict)
     acked: dict[str, str] = field(default_factory=dict)
-    pending: dict[str, dict[str, str]] = field(default_factory=dict)
+    pending: dict[str, _Sent] = field(default_factory=dict)
+    accepted: int = 0
     refusal: Refusal | None = None
 
 
@@ -140,9 +150,10 @@ class Client:
             self.wake.set()
 
     def _answer(self, url: str, subscription: Subscription, request: xds_pb2.DiscoveryRequest) -> None:
-        versions = subscription.pending.pop(request.response_nonce, None)
-        if versions is None:
+        sent = subscription.pending.pop(request.response_nonce, None)
+        if sent is None:
             return  # of another stream, or one that was answered already
+        versions = sent.versions
         if request.HasField("error_detail"):
             _COUNTS[url].nacks.inc()
             kind = url.rpartition(".")[2]
@@ -151,6 +162,7 @@ class Client:
             log.error("xds_refused", node=self.node, peer=self.peer, type=kind, message=text)
             return
         _COUNTS[url].acks.inc()
+        subscription.accepted = max(subscription.accepted, sent.revision)
         subscription.acked.update(
             (name, version) for name, version in versions.items() if name in subscription.sent
         )
@@ -181,6 +193,15 @@ class Client:
         """Note that a resource that it follows is another now."""
         self.subscriptions[url].dirty.add(name)
         self.wake.set()
+
+    def has_accepted(self, url: str, revision: int) -> bool:
+        """Whether of a type it has nothing any more that is older than a revision of the hub."""
+        subscription = self.subscriptions.get(url)
+        if subscription is None or subscription.accepted >= revision:
+            return True
+        # Each response holds all that had changed by then, so with none outstanding it has everything.
+        outstanding = subscription.asked or subscription.dirty or subscription.pending
+        return not outstanding and subscription.refusal is None
 
     def leave(self) -> None:
         """Forget the stream."""
@@ -227,7 +248,7 @@ class Client:
         self._nonces += 1
         nonce = str(self._nonces)
         subscription.sent.update(versions)
-        subscription.pending[nonce] = versions
+        subscription.pending[nonce] = _Sent(versions, self._hub.revision)
         while len(subscription.pending) > _MAX_PENDING:
             del subscription.pending[next(iter(subscription.pending))]
         head = xds_pb2.DiscoveryResponse(version_info=str(self._hub.revision), type_url=url, nonce=nonce)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Gauge
 
 from services.mesh.ads.client import Client
-from services.mesh.xds.resources import PUSH_ORDER, service_of
+from services.mesh.xds.resources import ENDPOINT, PUSH_ORDER, service_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -85,6 +85,14 @@ class Hub:
     def followers(self, url: str, name: str) -> frozenset[Client]:
         """Who is told of each change of a resource."""
         return frozenset(self._followers.get((url, name), ()))
+
+    def followers_of(self, service: str) -> list[Client]:
+        """Who follows the endpoints of a service, or of a part of it."""
+        found: set[Client] = set()
+        for (url, name), followers in self._followers.items():
+            if url == ENDPOINT and service_of(url, name) == service:
+                found |= followers
+        return list(found)
 
     def follow(self, client: Client, url: str, name: str) -> None:
         """Tell a client of each change of a resource."""

@@ -14,6 +14,7 @@ import structlog
 from google.protobuf import duration_pb2
 
 from plexus.registry.v1 import registry_pb2, registry_pb2_grpc
+from services.mesh.departure import departed
 from services.mesh.registry import convert
 from services.mesh.registry.domain import Health
 from services.runtime.errors import NotFoundError, PlexusError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from plexus.client.channel import MeshChannel
     from services.mesh.registry.domain import Instance, Registry
+    from services.mesh.trust.domain import Identity
 
 T = TypeVar("T")
 
@@ -122,8 +124,11 @@ class Registration:
                 await asyncio.wait_for(self._changed.wait(), self._lease_s / 3)
             self._changed.clear()
 
-    async def drain(self) -> None:
-        """Take no new calls; if the registry cannot be told now, the renewals go on trying."""
+    async def leave(self, identity: Identity) -> None:
+        """Take no new calls, and wait, bounded, until no client of the mesh makes any.
+
+        If the registry cannot be told now, the renewals go on trying.
+        """
         if not self.registered.is_set():
             return
         self.set_health(Health.DRAINING)
@@ -131,9 +136,11 @@ class Registration:
             await self._registry.keep_alive(self._instance.id, Health.DRAINING)
         except PlexusError as error:
             log.warning("drain_not_told", reason=error.reason)
+        else:
+            await departed(self._registry, self._instance, identity)
 
     async def deregister(self) -> None:
-        """Leave; if the registry cannot be told, the lease runs out."""
+        """Be gone; if the registry cannot be told, the lease runs out."""
         self.registered.clear()
         try:
             await self._registry.deregister(self._instance.id)

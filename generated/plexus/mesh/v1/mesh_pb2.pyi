@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -756,3 +757,63 @@ class WatchServerPolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchServerPolicyResponse: _TypeAlias = WatchServerPolicyResponse  # noqa: Y015
+
+@_typing.final
+class AwaitDepartureRequest(_message.Message):
+    """Request of AwaitDeparture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """The instance's service."""
+    instance_id: _builtins.str
+    """Its id."""
+    @_builtins.property
+    def patience(self) -> _duration_pb2.Duration:
+        """How long to wait at most, 0 to 60 s. Default 5 s."""
+
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        patience: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["patience", b"patience"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "patience", b"patience", "service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitDepartureRequest: _TypeAlias = AwaitDepartureRequest  # noqa: Y015
+
+@_typing.final
+class AwaitDepartureResponse(_message.Message):
+    """Response of AwaitDeparture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STILL_SERVING_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
+    still_serving: _builtins.bool
+    """The registry still had the instance serving when the patience was over."""
+    @_builtins.property
+    def behind(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that had not accepted its absence by then."""
+
+    def __init__(
+        self,
+        *,
+        still_serving: _builtins.bool = ...,
+        behind: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "still_serving", b"still_serving"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitDepartureResponse: _TypeAlias = AwaitDepartureResponse  # noqa: Y015

@@ -71,6 +71,11 @@ class MeshServiceStub:
                 request_serializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.WatchServerPolicyRequest.SerializeToString,
                 response_deserializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.WatchServerPolicyResponse.FromString,
                 _registered_method=True)
+        self.AwaitDeparture = channel.unary_unary(
+                '/plexus.mesh.v1.MeshService/AwaitDeparture',
+                request_serializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.AwaitDepartureRequest.SerializeToString,
+                response_deserializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.AwaitDepartureResponse.FromString,
+                _registered_method=True)
 
 
 class MeshServiceServicer:
@@ -132,6 +137,16 @@ class MeshServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AwaitDeparture(self, request, context):
+        """Wait until no client of this control plane takes an instance for one that serves: the instance has said that
+        it drains, or is gone, and every client that follows its service has accepted endpoints without it. Only then
+        can a server stop without failing a call. Ends after `patience` in any case.
+        Errors: INVALID_ARGUMENT for a patience out of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeshServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -169,6 +184,11 @@ def add_MeshServiceServicer_to_server(servicer, server):
                     servicer.WatchServerPolicy,
                     request_deserializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.WatchServerPolicyRequest.FromString,
                     response_serializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.WatchServerPolicyResponse.SerializeToString,
+            ),
+            'AwaitDeparture': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitDeparture,
+                    request_deserializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.AwaitDepartureRequest.FromString,
+                    response_serializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.AwaitDepartureResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -362,6 +382,33 @@ class MeshService:
             '/plexus.mesh.v1.MeshService/WatchServerPolicy',
             plexus_dot_mesh_dot_v1_dot_mesh__pb2.WatchServerPolicyRequest.SerializeToString,
             plexus_dot_mesh_dot_v1_dot_mesh__pb2.WatchServerPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitDeparture(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.mesh.v1.MeshService/AwaitDeparture',
+            plexus_dot_mesh_dot_v1_dot_mesh__pb2.AwaitDepartureRequest.SerializeToString,
+            plexus_dot_mesh_dot_v1_dot_mesh__pb2.AwaitDepartureResponse.FromString,
             options,
             channel_credentials,
             insecure,

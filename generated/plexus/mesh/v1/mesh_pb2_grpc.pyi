@@ -40,6 +40,12 @@ class MeshServiceStub:
     """What the servers of a service themselves do for its policy; now and after each change, until the caller goes
     away.
     """
+    AwaitDeparture: _aio.UnaryUnaryMultiCallable[_mesh_pb2.AwaitDepartureRequest, _mesh_pb2.AwaitDepartureResponse]
+    """Wait until no client of this control plane takes an instance for one that serves: the instance has said that
+    it drains, or is gone, and every client that follows its service has accepted endpoints without it. Only then
+    can a server stop without failing a call. Ends after `patience` in any case.
+    Errors: INVALID_ARGUMENT for a patience out of range.
+    """
 
 class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the control plane knows and was told: policies, intentions, services, and what each connected client was
@@ -108,6 +114,18 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_mesh_pb2.WatchServerPolicyResponse]:
         """What the servers of a service themselves do for its policy; now and after each change, until the caller goes
         away.
+        """
+
+    @_abc_1.abstractmethod
+    def AwaitDeparture(
+        self,
+        request: _mesh_pb2.AwaitDepartureRequest,
+        context: _aio.ServicerContext[_mesh_pb2.AwaitDepartureRequest, _abc.Awaitable[_mesh_pb2.AwaitDepartureResponse]],
+    ) -> _abc.Awaitable[_mesh_pb2.AwaitDepartureResponse]:
+        """Wait until no client of this control plane takes an instance for one that serves: the instance has said that
+        it drains, or is gone, and every client that follows its service has accepted endpoints without it. Only then
+        can a server stop without failing a call. Ends after `patience` in any case.
+        Errors: INVALID_ARGUMENT for a patience out of range.
         """
 
 def add_MeshServiceServicer_to_server(servicer: MeshServiceServicer, server: _aio.Server) -> None: ...
