@@ -6,17 +6,15 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from services.runtime.access import Decision
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
-__all__ = ["Decision", "IntentionAuthorizer", "IntentionTable", "ServiceIntentions", "Source", "load", "read"]
+__all__ = ["Decision", "IntentionAuthorizer", "IntentionTable", "ServiceIntentions", "Source"]
 
 WILDCARD = "*"
 RPC_METHOD = "POST"
@@ -141,26 +139,6 @@ class IntentionTable:
                     return Decision(permission.Action == "allow", f"{name} [{number}]")
             return Decision(allowed=False, rule=f"{name} (no permission matches)")
         return Decision(allowed=False, rule="default deny")
-
-
-def load(folder: Path) -> IntentionTable:
-    """The table of a folder's files; raises as `read`."""
-    return IntentionTable.of(read(folder))
-
-
-def read(folder: Path) -> list[ServiceIntentions]:
-    """Read every *.yaml of a folder.
-
-    Raises:
-        InvalidArgumentError: A file is not a valid service-intentions entry; the text names file and field.
-    """
-    entries = []
-    for path in sorted(folder.glob("*.yaml")):
-        try:
-            entries.append(ServiceIntentions.model_validate(yaml.safe_load(path.read_text())))
-        except (ValidationError, yaml.YAMLError) as error:
-            raise InvalidArgumentError(f"{path}: {error}", reason="INTENTIONS_INVALID") from error
-    return entries
 
 
 class IntentionAuthorizer:

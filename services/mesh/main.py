@@ -88,15 +88,15 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
         own = Instance(id="control-1", service=NAME, address=server_config.host, port=port, meta=meta)
         registry = await _registry(stack, member, folder)
         policies = _policies(member, mesh_config, folder)
+        rules = member.all_intentions()
         if member.consul is None:
+            await rules.first()
             # Before anyone connects: a first service that finds no endpoint of the registry would back off.
             await registry.register(own, lease_s=mesh_config.lease_s)
             plane.set_policies(await policies.read())
         plane.publish(SERVICES)
         plane.set_instances({NAME: [own]})
-        rules = member.all_intentions()
-        limits = server_config.model_copy(update={"max_concurrent_calls": mesh_config.max_streams})
-        server = _server(member, limits, port)
+        server = _server(member, server_config, mesh_config, port)
         _add(server, registry, hub, MeshServicer(hub, plane, policies, rules.table), health)
         known = asyncio.Event()
         registration = Registration(registry, own, lease_s=mesh_config.lease_s)
@@ -129,10 +129,11 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     log.info("stopped")
 
 
-def _server(member: Membership, config: ServerConfig, port: int) -> grpc.aio.Server:
+def _server(member: Membership, config: ServerConfig, mesh_config: MeshConfig, port: int) -> grpc.aio.Server:
+    limits = config.model_copy(update={"max_concurrent_calls": mesh_config.max_streams})
     # Without the option a second control plane on the port would take every other connection, unnoticed.
     server = grpc.aio.server(
-        interceptors=[Pipeline(NAME, config, member.authorizer)], options=[("grpc.so_reuseport", 0)]
+        interceptors=[Pipeline(NAME, limits, member.authorizer)], options=[("grpc.so_reuseport", 0)]
     )
     server.add_secure_port(f"{config.netloc}:{port}", server_credentials(member.identity))
     return server
@@ -164,7 +165,7 @@ def _policies(member: Membership, config: MeshConfig, folder: Path) -> PolicySto
 async def _seed(member: Membership, consul: ConsulClient, folder: Path) -> None:
     shipped = await FolderPolicyStore(folder, folder).read()
     values = {PREFIX + service: document.text.encode() for service, document in shipped.items()}
-    await seed(consul, member.shipped_intentions(), values)
+    await seed(consul, await member.intention_files().read(), values)
 
 
 def _policy_folder(config: MeshConfig) -> Path:

@@ -16,11 +16,11 @@ import grpc.aio
 import structlog
 from grpc_health.v1 import health_pb2_grpc
 
-from services.mesh import intentions
 from services.mesh.bootstrap import write_bootstrap
 from services.mesh.consul.client import ConsulClient
 from services.mesh.consul.config import ConsulConfig
 from services.mesh.consul.intentions import watch_all_intentions, watch_intentions
+from services.mesh.intention_files import IntentionFiles
 from services.mesh.intentions import IntentionAuthorizer, IntentionTable
 from services.mesh.registry.client import RemoteRegistry
 from services.mesh.registry.consul import HEALTH_META, ConsulRegistry
@@ -66,28 +66,24 @@ def enter_xds(
 
 
 class AllIntentions:
-    """The rules of every service, as they are kept where they count."""
+    """The rules of every service, as they are kept where they count, to be shown."""
 
-    def __init__(
-        self, consul: ConsulClient | None, shipped: Callable[[], list[intentions.ServiceIntentions]]
-    ) -> None:
-        self._consul = consul
-        self._shipped = shipped
+    def __init__(self, consul: ConsulClient | None, files: IntentionFiles) -> None:
+        self._watch = files.watch() if consul is None else watch_all_intentions(consul)
         self._told = IntentionTable()
 
     def table(self) -> IntentionTable:
-        """The rules now.
+        """The rules now."""
+        return self._told
 
-        Raises:
-            InvalidArgumentError: A file is not valid.
-        """
-        return IntentionTable.of(self._shipped()) if self._consul is None else self._told
+    async def first(self) -> None:
+        """Wait until they are known."""
+        self._told = await anext(self._watch)
 
     async def follow(self) -> None:
-        """Follow those in Consul, for ever; without Consul there is nothing to follow."""
-        if self._consul is not None:
-            async for table in watch_all_intentions(self._consul):
-                self._told = table
+        """Follow them, for ever."""
+        async for table in self._watch:
+            self._told = table
 
 
 class Membership:
@@ -160,17 +156,13 @@ class Membership:
             self._state_dir, service, self._mesh_config.certificate_ttl_s, self._server_config.host
         )
 
-    def shipped_intentions(self) -> list[intentions.ServiceIntentions]:
-        """What is in the folder of intentions.
-
-        Raises:
-            InvalidArgumentError: A file is not valid.
-        """
-        return intentions.read(self._mesh_config.intentions or project_file("consul/intentions"))
+    def intention_files(self) -> IntentionFiles:
+        """The folder of intentions."""
+        return IntentionFiles(self._mesh_config.intentions or project_file("consul/intentions"))
 
     def all_intentions(self) -> AllIntentions:
         """The rules of every service, to be shown."""
-        return AllIntentions(self.consul, self.shipped_intentions)
+        return AllIntentions(self.consul, self.intention_files())
 
     async def join(self) -> Identity:
         """Get the identity and the rules; waits for a Consul that is away, and says so.
@@ -178,15 +170,16 @@ class Membership:
         Raises:
             FailedPreconditionError: Consul wants a token and none is configured.
             PermissionDeniedError: Consul does not know the token.
+            InvalidArgumentError: A file of intentions is not valid.
         """
         if self.consul is not None:
             await self._wait_for_consul(self.consul)
         self._identity = await self.source.obtain()
         if self.consul is not None:
             self._rules = watch_intentions(self.consul, self._service)
-            self.authorizer.replace(await anext(self._rules))
         else:
-            self.authorizer.replace(IntentionTable.of(self.shipped_intentions()))
+            self._rules = self.intention_files().watch()
+        self.authorizer.replace(await anext(self._rules))
         return self._identity
 
     async def _wait_for_consul(self, consul: ConsulClient) -> None:

@@ -9,6 +9,8 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from pydantic import ValidationError
+
 Path = tuple["str | int", ...]
 
 
@@ -70,3 +72,42 @@ def _value(loader: _Constructor, node: yaml.Node, path: Path, lines: dict[Path, 
             lines[(*path, key)] = line
         return data
     return loader.construct_object(node, deep=True)
+
+
+def problems(origin: str, lines: dict[Path, int], error: ValidationError) -> list[str]:
+    """What a model says against a file's data, a problem each, as `file:line: key: reason`.
+
+    Args:
+        origin: What the file is called.
+        lines: From `load`.
+        error: What validation raised.
+    """
+    return [_problem(origin, lines, dict(item)) for item in error.errors(include_url=False)]
+
+
+def _problem(origin: str, lines: dict[Path, int], item: dict[str, Any]) -> str:
+    reason = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        reason = "no such key"
+    # The path in the file: what stands there, and at most the one key that is missing.
+    path: list[str | int] = []
+    line = 1
+    for step in item["loc"]:
+        if (*path, step) in lines:
+            path.append(step)
+            line = lines[tuple(path)]
+        elif item["type"] == "missing":
+            path.append(step)
+            break
+    if item["type"] == "value_error" and not path:
+        # A rule across keys names the key itself.
+        head = reason.partition(":")[0].partition("[")[0].partition(".")[0]
+        line = lines.get((head,), line)
+    return f"{origin}:{line}: {_dotted(path)}: {reason}" if path else f"{origin}:{line}: {reason}"
+
+
+def _dotted(path: list[str | int]) -> str:
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f"{'.' if text else ''}{step}"
+    return text

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import yaml
 
-from services.mesh import intentions
+from services.mesh.intention_files import IntentionFiles
 from services.mesh.intentions import IntentionTable, ServiceIntentions
 from services.runtime.config import project_file
-from services.runtime.errors import InvalidArgumentError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def table(text: str) -> IntentionTable:
@@ -66,23 +60,12 @@ def test_a_regex_must_match_the_whole_path() -> None:
     assert not rules.decide("b", "a", "/x/a.A/GetIt").allowed
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{Kind: service-intentions, Name: a, Sources: [{Name: b}]}",
-        "{Kind: service-intentions, Name: a, Sources: [{Name: b, Action: maybe}]}",
-        "{Kind: service-intentions, Name: a, Sources: [{Name: b, Action: allow, Colour: red}]}",
-        "{Kind: service-defaults, Name: a, Sources: []}",
-    ],
-)
-def test_an_invalid_file_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
-    (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(InvalidArgumentError, match=r"bad\.yaml"):
-        intentions.load(tmp_path)
+async def shipped_rules() -> IntentionTable:
+    return IntentionTable.of(await IntentionFiles(project_file("consul/intentions")).read())
 
 
-def test_shipped_intentions_let_the_edge_in_and_nobody_else_but_the_named() -> None:
-    shipped = intentions.load(project_file("consul/intentions"))
+async def test_shipped_intentions_let_the_edge_in_and_nobody_else_but_the_named() -> None:
+    shipped = await shipped_rules()
     for service in ("vectors", "storage", "search", "inference", "queueing", "knowledge"):
         assert shipped.decide("edge", service, "/x/y").allowed
         assert not shipped.decide("stranger", service, "/x/y").allowed
@@ -90,7 +73,7 @@ def test_shipped_intentions_let_the_edge_in_and_nobody_else_but_the_named() -> N
     assert shipped.decide("knowledge", "vectors", "/x/y").allowed
 
 
-def test_the_control_plane_may_ask_for_health_and_nothing_else() -> None:
-    shipped = intentions.load(project_file("consul/intentions"))
+async def test_the_control_plane_may_ask_for_health_and_nothing_else() -> None:
+    shipped = await shipped_rules()
     assert shipped.decide("control", "vectors", "/grpc.health.v1.Health/Check").allowed
     assert not shipped.decide("control", "vectors", "/plexus.vectors.v1.VectorsService/Search").allowed

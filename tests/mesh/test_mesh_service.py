@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+import yaml
 from google.rpc import status_pb2
 
 from plexus.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from plexus.xds.v1 import xds_pb2
-from services.mesh import intentions
 from services.mesh.ads.hub import Hub
+from services.mesh.intentions import IntentionTable, ServiceIntentions
 from services.mesh.plane import Plane
 from services.mesh.policy.client import follow_retry_budget
 from services.mesh.policy.folder import FolderPolicyStore
@@ -41,9 +42,9 @@ class World:
         self.plane.publish(["vectors", "storage"])
         self.plane.set_instances({"vectors": [instance()]})
         self.store = FolderPolicyStore(folder / "base", folder / "written")
-        self.servicer = MeshServicer(
-            self.hub, self.plane, self.store, lambda: intentions.load(project_file("consul/intentions"))
-        )
+        files = sorted(project_file("consul/intentions").glob("*.yaml"))
+        rules = [ServiceIntentions.model_validate(yaml.safe_load(file.read_text())) for file in files]
+        self.servicer = MeshServicer(self.hub, self.plane, self.store, lambda: IntentionTable.of(rules))
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ class FolderPolicyStore:
                 continue  # removed meanwhile
             except OSError as error:
                 # Not the same as removed: it is refused below, and what was read of it before stays.
-                log.warning("policy_unreadable", path=path, error=error.strerror)
+                log.warning("file_unreadable", path=path, error=error.strerror)
                 text = ""
             documents[service] = Document(path, text)
         return documents

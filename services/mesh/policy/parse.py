@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -34,39 +34,10 @@ def parse(document: Document, *, service: str | None = None) -> Policy:
     try:
         policy = Policy.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(document.origin, lines, dict(item)) for item in error.errors(include_url=False)]
-        raise PolicyError("\n".join(problems)) from error
+        raise PolicyError("\n".join(yaml_lines.problems(document.origin, lines, error))) from error
     if service is not None and policy.service != service:
         line = lines[("service",)]
         raise PolicyError(
             f"{document.origin}:{line}: service: must be {service!r}, which the file is named after"
         )
     return policy
-
-
-def _problem(origin: str, lines: dict[yaml_lines.Path, int], item: dict[str, Any]) -> str:
-    reason = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        reason = "no such key"
-    # The path in the file: what stands there, and at most the one key that is missing.
-    path: list[str | int] = []
-    line = 1
-    for step in item["loc"]:
-        if (*path, step) in lines:
-            path.append(step)
-            line = lines[tuple(path)]
-        elif item["type"] == "missing":
-            path.append(step)
-            break
-    if item["type"] == "value_error" and not path:
-        # A rule across keys names the key itself.
-        head = reason.partition(":")[0].partition("[")[0].partition(".")[0]
-        line = lines.get((head,), line)
-    return f"{origin}:{line}: {_dotted(path)}: {reason}" if path else f"{origin}:{line}: {reason}"
-
-
-def _dotted(path: list[str | int]) -> str:
-    text = ""
-    for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f"{'.' if text else ''}{step}"
-    return text
