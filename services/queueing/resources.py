@@ -38,7 +38,7 @@ def check_name(name: str, field_name: str) -> str:
     return name
 
 
-def _check_labels(labels: Mapping[str, str], field_name: str) -> None:
+def check_labels(labels: Mapping[str, str], field_name: str) -> None:
     if len(labels) > MAX_LABELS or any(max(len(k), len(v)) > MAX_LABEL or not k for k, v in labels.items()):
         raise InvalidArgumentError(
             f"at most {MAX_LABELS} labels of at most {MAX_LABEL} characters", field=field_name
@@ -118,7 +118,7 @@ class Topic:
             raise InvalidArgumentError("must be 1 s to 366 days", field="topic.retention")
         if self.retention_bytes < 0:
             raise InvalidArgumentError("must not be negative", field="topic.retention_bytes")
-        _check_labels(self.labels, "topic.labels")
+        check_labels(self.labels, "topic.labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Subscription:
             raise InvalidArgumentError("must be 1 s to 1 h", field="subscription.ack_deadline")
         if not 0 <= self.ttl_s <= MAX_TTL_S:
             raise InvalidArgumentError("must be 0 to 31 days", field="subscription.ttl")
-        _check_labels(self.labels, "subscription.labels")
+        check_labels(self.labels, "subscription.labels")
         compiled(self.filter)
 
     def follows(self, topic: str) -> bool:

@@ -1,0 +1,1 @@
+"""Sagas: work in steps that is done as a whole or undone."""

@@ -1,0 +1,369 @@
+"""Sagas that run, and what keeps them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from services.runtime.errors import InvalidArgumentError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from services.queueing.sagas.definitions import Action, Definition
+    from services.queueing.sagas.machine import Transition
+
+MAX_INPUT_BYTES = 256 * 1024
+MAX_RESULT_BYTES = 64 * 1024
+MAX_ERROR = 1000
+MAX_EVENTS = 1000
+MAX_VERSIONS = 100
+MAX_REQUEST_ID = 128
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class State(StrEnum):
+    """Where a saga stands."""
+
+    RUNNING = "running"
+    COMPENSATING = "compensating"
+    SUCCEEDED = "succeeded"
+    COMPENSATED = "compensated"
+    STUCK = "stuck"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will happen to it any more."""
+        return self in {State.SUCCEEDED, State.COMPENSATED}
+
+
+class Cause(StrEnum):
+    """Why a saga is undone."""
+
+    NONE = ""
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+class StepState(StrEnum):
+    """Where a step stands; `uncertain` is one that failed and may have been done all the same."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    UNCERTAIN = "uncertain"
+    COMPENSATING = "compensating"
+    COMPENSATED = "compensated"
+    STUCK = "stuck"
+    SKIPPED = "skipped"
+
+
+class Kind(StrEnum):
+    """What happened to a saga."""
+
+    STARTED = "started"
+    ATTEMPT_STARTED = "attempt_started"
+    ATTEMPT_SUCCEEDED = "attempt_succeeded"
+    ATTEMPT_FAILED = "attempt_failed"
+    ATTEMPT_TIMED_OUT = "attempt_timed_out"
+    LATE_REPLY = "late_reply"
+    CANCELLED = "cancelled"
+    COMPENSATION_STARTED = "compensation_started"
+    STUCK = "stuck"
+    RETRIED = "retried"
+    SUCCEEDED = "succeeded"
+    COMPENSATED = "compensated"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error: the gRPC code's name and its text."""
+
+    code: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """A step of a saga.
+
+    Attributes:
+        name: Of the step.
+        state: Where it stands.
+        attempts: How often the action was tried.
+        undo_attempts: How often the compensation was tried.
+        done: Whether the action was answered with a result.
+        result: That result, a JSON value.
+        doubtful: Whether an attempt failed that may have done something all the same.
+        problem: Its last error.
+    """
+
+    name: str
+    state: StepState = StepState.PENDING
+    attempts: int = 0
+    undo_attempts: int = 0
+    done: bool = False
+    result: Any = None
+    doubtful: bool = False
+    problem: Problem = Problem()
+
+    @property
+    def may_have_run(self) -> bool:
+        """Whether there may be something to undo."""
+        return self.done or self.doubtful
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The one attempt of a saga that is under way.
+
+    Attributes:
+        call_id: Names it in requests and replies.
+        number: Of the attempts of this action, from 1.
+        deadline: When it counts as failed, seconds since 1970; 0 while it is not known to have been sent.
+    """
+
+    call_id: str
+    number: int
+    deadline: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Saga:
+    """A run of a definition; times are seconds since 1970.
+
+    Attributes:
+        id: Its id.
+        definition: Name of the definition.
+        version: Of the definition.
+        input: What it was started with, a JSON object.
+        steps: In the order of the definition.
+        secret: Makes its call ids hard to guess.
+        trace: W3C trace context of whoever started it.
+        state: Where it stands.
+        cause: Why it is undone; set while it still runs, it waits for its attempt to end.
+        problem: What made it fail, or stuck.
+        position: The step that is being done or undone.
+        tries: Attempts of this action since it was begun, or told to go on.
+        attempt: The one under way.
+        pause_until: When the next attempt begins; 0 without a pause.
+        overdue: Calls that timed out and were not answered yet, the newest 100.
+        revision: Rises with each event.
+        created: When it was started.
+        updated: When it last changed.
+        ended: When it ended; 0 before.
+    """
+
+    id: str
+    definition: str
+    version: int
+    input: dict[str, Any]
+    steps: tuple[StepRun, ...]
+    secret: str = ""
+    trace: str = ""
+    state: State = State.RUNNING
+    cause: Cause = Cause.NONE
+    problem: Problem = Problem()
+    position: int = 0
+    tries: int = 0
+    attempt: Attempt | None = None
+    pause_until: float = 0.0
+    overdue: tuple[str, ...] = ()
+    revision: int = 0
+    created: float = 0.0
+    updated: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def undoing(self) -> bool:
+        """Whether what is under way, or stuck, is a compensation."""
+        return self.state is not State.RUNNING
+
+    @property
+    def due(self) -> float | None:
+        """When it needs its driver, 0 for at once; None if nothing will happen by itself."""
+        if self.attempt is not None:
+            return self.attempt.deadline
+        return self.pause_until or None
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the steps that were done answered."""
+        return {step.name: step.result for step in self.steps if step.done}
+
+    def action_of(self, definition: Definition) -> Action:
+        """The action that is under way."""
+        step = definition.steps[self.position]
+        action = step.compensation if self.undoing else step.action
+        if action is None:
+            raise ValueError(f"step {step.name!r} has no compensation")
+        return action
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An entry of a saga's history; `revision`, `time` and `state` are the saga's from then on."""
+
+    revision: int
+    time: float
+    kind: Kind
+    state: State
+    step: str = ""
+    undo: bool = False
+    attempt: int = 0
+    problem: Problem = field(default_factory=Problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request to start a saga.
+
+    Attributes:
+        definition: Name of the definition.
+        input: What every step gets.
+        id: Wanted; empty for a random one.
+        request: The caller's name for this request, unique over callers; empty if it will not repeat it.
+        digest: Of what is asked for.
+        trace: W3C trace context.
+    """
+
+    definition: str
+    input: dict[str, Any]
+    id: str = ""
+    request: str = ""
+    digest: str = ""
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which sagas: all whose every given property holds."""
+
+    definition: str = ""
+    state: State | None = None
+
+
+def check_id(saga_id: str) -> str:
+    """Return a valid id.
+
+    Raises:
+        InvalidArgumentError: It is not one.
+    """
+    if not _ID.fullmatch(saga_id):
+        raise InvalidArgumentError("must be 1 to 64 letters, digits, hyphens and underscores", field="id")
+    return saga_id
+
+
+def saga_of(call_id: str) -> str:
+    """The id of the saga that a call belongs to; empty if it is none of ours."""
+    saga_id = call_id.partition(".")[0]
+    return saga_id if _ID.fullmatch(saga_id) else ""
+
+
+def no_saga(saga_id: str) -> NotFoundError:
+    """The error for an unknown saga."""
+    return NotFoundError(f"no saga {saga_id!r}", reason="SAGA_NOT_FOUND", metadata={"saga": saga_id})
+
+
+def no_definition(name: str, version: int = 0) -> NotFoundError:
+    """The error for an unknown definition, or version of it."""
+    which = f"{name!r} version {version}" if version else repr(name)
+    return NotFoundError(
+        f"no saga definition {which}", reason="SAGA_DEFINITION_NOT_FOUND", metadata={"definition": name}
+    )
+
+
+class SagaStore(Protocol):
+    """Keeps definitions and sagas; every change is durable when its call returns.
+
+    Several replicas may use one store at a time. Calls for a saga or definition that does not exist raise
+    NotFoundError.
+    """
+
+    async def create_definition(self, definition: Definition) -> Definition:
+        """Keep version 1.
+
+        Raises:
+            AlreadyExistsError: There is one of this name.
+        """
+        ...
+
+    async def get_definition(self, name: str, version: int = 0) -> Definition:
+        """Get a version; 0 is the newest."""
+        ...
+
+    async def list_definitions(self, *, limit: int, after: str = "") -> list[Definition]:
+        """The newest versions, in order of names."""
+        ...
+
+    async def update_definition(self, definition: Definition) -> Definition:
+        """Keep the next version, or return the newest one if it is the same."""
+        ...
+
+    async def delete_definition(self, name: str) -> None:
+        """Forget all versions.
+
+        Raises:
+            FailedPreconditionError: A saga of it has not ended.
+        """
+        ...
+
+    async def start(
+        self, order: Order, begin: Callable[[Definition], Transition], *, max_running: int
+    ) -> Saga:
+        """Keep a new saga of the newest version, or return the one that the same request started.
+
+        Raises:
+            AlreadyExistsError: The id is taken.
+            InvalidArgumentError: The request's name was used for another request.
+            ResourceExhaustedError: Too many have not ended.
+        """
+        ...
+
+    async def get(self, saga_id: str) -> Saga:
+        """Get a saga."""
+        ...
+
+    async def list(self, which: Which, *, limit: int, before: tuple[float, str] | None = None) -> list[Saga]:
+        """Sagas, the newest first, after a creation time and id; without input and results."""
+        ...
+
+    async def change(self, saga_id: str, event: Callable[[Definition, Saga], Transition]) -> Saga:
+        """Apply an event to a saga as it is now; nobody else changes it meanwhile. What it raises is raised."""
+        ...
+
+    async def events(self, saga_id: str, *, limit: int, after: int = 0) -> list[Record]:
+        """The history after a revision, the oldest first."""
+        ...
+
+    async def claim(self, owner: str, *, limit: int, lease_s: float) -> Sequence[str]:
+        """Take sagas that are due and that nobody has; their ids."""
+        ...
+
+    async def renew(self, owner: str, *, lease_s: float) -> None:
+        """Have what one has for longer."""
+        ...
+
+    async def release(self, saga_id: str, owner: str, *, retry_s: float = 0.0) -> bool:
+        """Give a saga back, and let nobody take it for `retry_s` seconds.
+
+        Returns:
+            Whether it was given back: without a pause, a saga that is due is kept.
+        """
+        ...
+
+    async def next_due_s(self, *, most: float) -> float:
+        """Seconds until a saga can be claimed, at most `most`."""
+        ...
+
+    async def counts(self) -> dict[State, int]:
+        """How many sagas have not ended, by state."""
+        ...
+
+    async def purge(self, *, ended_before: float, limit: int) -> int:
+        """Forget sagas that ended before, seconds since 1970; how many."""
+        ...
