@@ -39,6 +39,11 @@ def check_name(name: str, field_name: str) -> str:
 
 
 def check_labels(labels: Mapping[str, str], field_name: str) -> None:
+    """Apply the bounds of labels.
+
+    Raises:
+        InvalidArgumentError: Too many, too long, or one without a name.
+    """
     if len(labels) > MAX_LABELS or any(max(len(k), len(v)) > MAX_LABEL or not k for k, v in labels.items()):
         raise InvalidArgumentError(
             f"at most {MAX_LABELS} labels of at most {MAX_LABEL} characters", field=field_name

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from services.runtime.errors import InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from services.queueing.sagas.definitions import Action, Definition
-    from services.queueing.sagas.machine import Transition
+    from services.queueing.sagas.machine import Event
 
 MAX_INPUT_BYTES = 256 * 1024
 MAX_RESULT_BYTES = 64 * 1024
@@ -312,9 +312,7 @@ class SagaStore(Protocol):
         """
         ...
 
-    async def start(
-        self, order: Order, begin: Callable[[Definition], Transition], *, max_running: int
-    ) -> Saga:
+    async def start(self, order: Order, *, max_running: int) -> Saga:
         """Keep a new saga of the newest version, or return the one that the same request started.
 
         Raises:
@@ -328,12 +326,18 @@ class SagaStore(Protocol):
         """Get a saga."""
         ...
 
-    async def list(self, which: Which, *, limit: int, before: tuple[float, str] | None = None) -> list[Saga]:
+    async def list_sagas(
+        self, which: Which, *, limit: int, before: tuple[float, str] | None = None
+    ) -> list[Saga]:
         """Sagas, the newest first, after a creation time and id; without input and results."""
         ...
 
-    async def change(self, saga_id: str, event: Callable[[Definition, Saga], Transition]) -> Saga:
-        """Apply an event to a saga as it is now; nobody else changes it meanwhile. What it raises is raised."""
+    async def change(self, saga_id: str, event: Event) -> Saga:
+        """Apply an event to a saga as it is now, one after the other.
+
+        Raises:
+            FailedPreconditionError: As `machine.apply`.
+        """
         ...
 
     async def events(self, saga_id: str, *, limit: int, after: int = 0) -> list[Record]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TIMED_OUT = "DEADLINE_EXCEEDED"
 NOTHING_THERE = "NOT_FOUND"
 MAX_OVERDUE = 100
+NO_PROBLEM = Problem()
 REFUSALS = frozenset(
     {
         "INVALID_ARGUMENT",
@@ -72,10 +73,11 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A call was answered with an error."""
+    """A call was answered with an error; `untouched` if nothing can have been done, whatever the error."""
 
     call_id: str
     problem: Problem
+    untouched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ Event = Sent | Succeeded | Failed | Tick | Cancel | Resume
 
 
 def begin(
-    definition: Definition, saga_id: str, input_: dict[str, Any], secret: str, now: float
+    definition: Definition, saga_id: str, input_: dict[str, Any], secret: str, now: float, trace: str = ""
 ) -> Transition:
     """A new saga, about to do its first step.
 
@@ -109,6 +111,7 @@ def begin(
         input_: What every step gets, a JSON object.
         secret: Part of its call ids.
         now: Seconds since 1970.
+        trace: W3C trace context of whoever starts it.
     """
     saga = Saga(
         id=saga_id,
@@ -117,6 +120,7 @@ def begin(
         input=input_,
         steps=tuple(StepRun(step.name) for step in definition.steps),
         secret=secret,
+        trace=trace,
         created=now,
     )
     change = _Change(definition, saga, now)
@@ -152,7 +156,7 @@ def apply(definition: Definition, saga: Saga, event: Event, now: float) -> Trans
     elif isinstance(event, Succeeded):
         change.succeeded(event.result)
     else:
-        change.failed(event.problem)
+        change.failed(event)
     return change.done()
 
 
@@ -172,14 +176,14 @@ class _Change:
         return Transition(replace(self._saga, updated=self._now), tuple(self._records))
 
     def note(
-        self, kind: Kind, *, whole: bool = False, problem: Problem | None = None, number: int = 0
+        self, kind: Kind, *, whole: bool = False, problem: Problem = NO_PROBLEM, number: int = 0
     ) -> None:
         """Write into the history, of the saga as a whole or of its step."""
         saga = self._saga = replace(self._saga, revision=self._saga.revision + 1)
-        of_step = {} if whole else {"step": self._step.name, "undo": saga.undoing, "attempt": number}
-        self._records.append(
-            Record(saga.revision, self._now, kind, saga.state, problem=problem or Problem(), **of_step)
-        )
+        record = Record(saga.revision, self._now, kind, saga.state, problem=problem)
+        if not whole:
+            record = replace(record, step=self._step.name, undo=saga.undoing, attempt=number)
+        self._records.append(record)
 
     @property
     def _step(self) -> StepRun:
@@ -214,14 +218,14 @@ class _Change:
             timeout_s = self._saga.action_of(self._definition).timeout_s
             self._set(attempt=replace(attempt, deadline=self._now + timeout_s))
 
-    def succeeded(self, result: Any) -> None:
+    def succeeded(self, result: Any, problem: Problem = NO_PROBLEM) -> None:
         number = self._end_attempt()
         if self._saga.undoing:
             self._set_step(state=StepState.COMPENSATED)
-            self.note(Kind.ATTEMPT_SUCCEEDED, number=number)
+            self.note(Kind.ATTEMPT_SUCCEEDED, problem=problem, number=number)
             self._undo_from(self._saga.position - 1)
             return
-        self._set_step(state=StepState.SUCCEEDED, done=True, result=result, problem=Problem())
+        self._set_step(state=StepState.SUCCEEDED, done=True, result=result, problem=NO_PROBLEM)
         self.note(Kind.ATTEMPT_SUCCEEDED, number=number)
         if self._saga.cause is Cause.CANCELLED:
             self._begin_undoing()
@@ -231,13 +235,16 @@ class _Change:
         else:
             self._end(State.SUCCEEDED)
 
-    def failed(self, problem: Problem) -> None:
+    def failed(self, event: Failed) -> None:
+        problem = Problem(event.problem.code, event.problem.text[:MAX_ERROR])
         if self._saga.undoing and problem.code == NOTHING_THERE:
-            self.succeeded(None)
+            self.succeeded(None, problem)
             return
         number = self._end_attempt()
-        problem = Problem(problem.code, problem.text[:MAX_ERROR])
-        self._set_step(doubtful=self._step.doubtful or problem.code not in _UNDONE, problem=problem)
+        doubtful = not event.untouched and problem.code not in _UNDONE
+        if doubtful and not self._saga.undoing:
+            self._set_step(doubtful=True)
+        self._set_step(problem=problem)
         self.note(Kind.ATTEMPT_FAILED, problem=problem, number=number)
         self._again_or_not(problem, Cause.FAILED)
 
@@ -248,7 +255,7 @@ class _Change:
             number = self._end_attempt()
             problem = Problem(TIMED_OUT, "no answer in time")
             self._set(overdue=overdue)
-            self._set_step(doubtful=True, problem=problem)
+            self._set_step(doubtful=self._step.doubtful or not saga.undoing, problem=problem)
             self.note(Kind.ATTEMPT_TIMED_OUT, problem=problem, number=number)
             self._again_or_not(problem, Cause.TIMED_OUT)
         elif 0 < saga.pause_until <= self._now:
@@ -271,7 +278,7 @@ class _Change:
                 step=saga.steps[index].name,
                 undo=phase == "c",
                 attempt=number,
-                problem=event.problem if isinstance(event, Failed) else Problem(),
+                problem=event.problem if isinstance(event, Failed) else NO_PROBLEM,
             )
         )
 
@@ -294,7 +301,7 @@ class _Change:
         saga = self._saga
         if saga.state is not State.STUCK:
             raise _refused(saga, "is not stuck", "SAGA_NOT_STUCK")
-        self._set(state=State.COMPENSATING, problem=Problem(), tries=0)
+        self._set(state=State.COMPENSATING, problem=NO_PROBLEM, tries=0)
         self.note(Kind.RETRIED, whole=True)
         if skip:
             self._set_step(state=StepState.SKIPPED)

@@ -1,0 +1,279 @@
+"""Sagas in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_, update
+
+from services.queueing.sagas import catalogue, machine
+from services.queueing.sagas.codec import json_text, record_of, record_text, saga_of, saga_text
+from services.queueing.sagas.domain import MAX_EVENTS, State, no_saga
+from services.queueing.sagas.tables import EVENTS, SAGAS, SCHEMA
+from services.runtime.errors import AlreadyExistsError, InvalidArgumentError, ResourceExhaustedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from services.queueing.sagas.definitions import Definition
+    from services.queueing.sagas.domain import Order, Record, Saga, Which
+    from services.queueing.state import Database
+
+_LISTED = (SAGAS.c.document,)
+_WHOLE = (SAGAS.c.document, SAGAS.c.input, SAGAS.c.results)
+_UNENDED = tuple(state.value for state in State if not state.ended)
+
+
+class DatabaseSagaStore:
+    """A SagaStore; `open` it before use."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def open(self) -> None:
+        """Make the tables."""
+        await self._database.migrate(SCHEMA)
+
+    # Definitions.
+
+    async def create_definition(self, definition: Definition) -> Definition:
+        """As SagaStore."""
+        async with self._database.transaction() as connection:
+            now = await self._database.now(connection)
+            return await catalogue.create(self._database, connection, definition, now)
+
+    async def get_definition(self, name: str, version: int = 0) -> Definition:
+        """As SagaStore."""
+        async with self._database.reading() as connection:
+            if version:
+                return await catalogue.version(connection, name, version)
+            return await catalogue.newest(connection, name)
+
+    async def list_definitions(self, *, limit: int, after: str = "") -> list[Definition]:
+        """As SagaStore."""
+        async with self._database.reading() as connection:
+            return await catalogue.page(connection, limit=limit, after=after)
+
+    async def update_definition(self, definition: Definition) -> Definition:
+        """As SagaStore."""
+        async with self._database.transaction() as connection:
+            now = await self._database.now(connection)
+            return await catalogue.change(connection, definition, now)
+
+    async def delete_definition(self, name: str) -> None:
+        """As SagaStore."""
+        async with self._database.transaction() as connection:
+            await catalogue.remove(connection, name)
+
+    # Sagas.
+
+    async def start(self, order: Order, *, max_running: int) -> Saga:
+        """As SagaStore."""
+        async with self._database.transaction() as connection:
+            present = await self._of_request(connection, order)
+            if present is not None:
+                return present
+            # Shared: the definition cannot be deleted before this saga is there to be seen.
+            definition = await catalogue.newest(connection, order.definition, lock="share")
+            await _check_room(connection, max_running)
+            now = await self._database.now(connection)
+            saga_id = order.id or secrets.token_hex(12)
+            made = machine.begin(definition, saga_id, order.input, secrets.token_hex(6), now, order.trace)
+            row = self._database.insert(SAGAS).values(
+                id=saga_id,
+                definition=definition.name,
+                version=definition.version,
+                created=now,
+                owner="",
+                leased_until=0.0,
+                request=order.request or None,
+                digest=order.digest,
+                input=json_text(order.input),
+                results="{}",
+                **_columns(made.saga),
+            )
+            if not (await connection.execute(row.on_conflict_do_nothing())).rowcount:
+                present = await self._of_request(connection, order)  # it came twice at once
+                if present is None:
+                    raise AlreadyExistsError(
+                        f"saga {saga_id!r} exists", reason="SAGA_EXISTS", metadata={"saga": saga_id}
+                    )
+                return present
+            await _write(connection, saga_id, made.records)
+            return made.saga
+
+    @staticmethod
+    async def _of_request(connection: AsyncConnection, order: Order) -> Saga | None:
+        if not order.request:
+            return None
+        query = select(SAGAS.c.digest, *_WHOLE).where(SAGAS.c.request == order.request)
+        row = (await connection.execute(query)).one_or_none()
+        if row is not None and row.digest != order.digest:
+            raise InvalidArgumentError(
+                "was used with another request", field="request_id", reason="REQUEST_ID_REUSED"
+            )
+        return None if row is None else saga_of(row)
+
+    async def get(self, saga_id: str) -> Saga:
+        """As SagaStore."""
+        async with self._database.reading() as connection:
+            return await _read(connection, saga_id)
+
+    async def list_sagas(
+        self, which: Which, *, limit: int, before: tuple[float, str] | None = None
+    ) -> list[Saga]:
+        """As SagaStore."""
+        wanted: list[ColumnElement[bool]] = []
+        if which.definition:
+            wanted.append(SAGAS.c.definition == which.definition)
+        if which.state is not None:
+            wanted.append(SAGAS.c.state == which.state.value)
+        if before is not None:
+            wanted.append(tuple_(SAGAS.c.created, SAGAS.c.id) < before)
+        query = select(*_LISTED).order_by(SAGAS.c.created.desc(), SAGAS.c.id.desc()).limit(limit)
+        async with self._database.reading() as connection:
+            return [saga_of(row) for row in await connection.execute(query.where(*wanted))]
+
+    async def change(self, saga_id: str, event: machine.Event) -> Saga:
+        """As SagaStore."""
+        async with self._database.transaction() as connection:
+            saga = await _read(connection, saga_id, lock=True)
+            definition = await catalogue.version(connection, saga.definition, saga.version)
+            now = await self._database.now(connection)
+            made = machine.apply(definition, saga, event, now)
+            if made.saga is saga:
+                return saga
+            changed = _columns(made.saga)
+            if made.saga.results != saga.results:
+                changed["results"] = json_text(made.saga.results)
+            await connection.execute(update(SAGAS).where(SAGAS.c.id == saga_id).values(changed))
+            await _write(connection, saga_id, made.records)
+            return made.saga
+
+    async def events(self, saga_id: str, *, limit: int, after: int = 0) -> list[Record]:
+        """As SagaStore."""
+        query = (
+            select(EVENTS.c.document)
+            .where(EVENTS.c.saga == saga_id, EVENTS.c.revision > after)
+            .order_by(EVENTS.c.revision)
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            found = [record_of(text) for text in (await connection.execute(query)).scalars()]
+            if not found:
+                await _read(connection, saga_id)
+            return found
+
+    # Leases.
+
+    async def claim(self, owner: str, *, limit: int, lease_s: float) -> Sequence[str]:
+        """As SagaStore."""
+        async with self._database.transaction() as connection:
+            now = await self._database.now(connection)
+            free = (
+                select(SAGAS.c.id)
+                .where(SAGAS.c.due <= now, SAGAS.c.leased_until <= now)
+                .order_by(SAGAS.c.due)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+            taken = (
+                update(SAGAS)
+                .where(SAGAS.c.id.in_(free))
+                .values(owner=owner, leased_until=now + lease_s)
+                .returning(SAGAS.c.id)
+            )
+            return list((await connection.execute(taken)).scalars())
+
+    async def renew(self, owner: str, *, lease_s: float) -> None:
+        """As SagaStore."""
+        async with self._database.transaction() as connection:
+            until = await self._database.now(connection) + lease_s
+            await connection.execute(update(SAGAS).where(SAGAS.c.owner == owner).values(leased_until=until))
+
+    async def release(self, saga_id: str, owner: str, *, retry_s: float = 0.0) -> bool:
+        """As SagaStore."""
+        async with self._database.transaction() as connection:
+            now = await self._database.now(connection)
+            mine = and_(SAGAS.c.id == saga_id, SAGAS.c.owner == owner)
+            if not retry_s:
+                mine = and_(mine, or_(SAGAS.c.due.is_(None), SAGAS.c.due > now))
+            until = now + retry_s if retry_s else 0.0
+            done = update(SAGAS).where(mine).values(owner="", leased_until=until)
+            if (await connection.execute(done)).rowcount:
+                return True
+            held = select(SAGAS.c.owner).where(SAGAS.c.id == saga_id)
+            return (await connection.execute(held)).scalar_one_or_none() != owner
+
+    async def next_due_s(self, *, most: float) -> float:
+        """As SagaStore."""
+        async with self._database.reading() as connection:
+            now = await self._database.now(connection)
+            query = select(SAGAS.c.due, SAGAS.c.leased_until).where(SAGAS.c.due < now + most)
+            ready = (
+                await connection.execute(
+                    query.where(SAGAS.c.leased_until <= now).order_by(SAGAS.c.due).limit(1)
+                )
+            ).first()
+            leased = (
+                await connection.execute(
+                    query.where(SAGAS.c.leased_until > now).order_by(SAGAS.c.leased_until).limit(1)
+                )
+            ).first()
+        times: list[float] = [max(row.due, row.leased_until) for row in (ready, leased) if row is not None]
+        return min([most, *(max(0.0, at - now) for at in times)])
+
+    # Housekeeping.
+
+    async def counts(self) -> dict[State, int]:
+        """As SagaStore."""
+        query = select(SAGAS.c.state, func.count()).where(SAGAS.c.state.in_(_UNENDED)).group_by(SAGAS.c.state)
+        async with self._database.reading() as connection:
+            return {State(state): count for state, count in await connection.execute(query)}
+
+    async def purge(self, *, ended_before: float, limit: int) -> int:
+        """As SagaStore."""
+        old = select(SAGAS.c.id).where(SAGAS.c.ended > 0, SAGAS.c.ended < ended_before).limit(limit)
+        async with self._database.transaction() as connection:
+            ids = (await connection.execute(old)).scalars().all()
+            if ids:
+                await connection.execute(delete(EVENTS).where(EVENTS.c.saga.in_(ids)))
+                await connection.execute(delete(SAGAS).where(SAGAS.c.id.in_(ids)))
+            return len(ids)
+
+
+async def _read(connection: AsyncConnection, saga_id: str, *, lock: bool = False) -> Saga:
+    query = select(*_WHOLE).where(SAGAS.c.id == saga_id)
+    row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+    if row is None:
+        raise no_saga(saga_id)
+    return saga_of(row)
+
+
+async def _check_room(connection: AsyncConnection, most: int) -> None:
+    some = select(SAGAS.c.id).where(SAGAS.c.state.in_(_UNENDED)).limit(most).subquery()
+    if (await connection.execute(select(func.count()).select_from(some))).scalar_one() >= most:
+        raise ResourceExhaustedError(
+            f"{most} sagas have not ended", reason="TOO_MANY_SAGAS", metadata={"limit": str(most)}
+        )
+
+
+def _columns(saga: Saga) -> dict[str, Any]:
+    """What changes of a row with its saga."""
+    return {"state": saga.state.value, "ended": saga.ended, "due": saga.due, "document": saga_text(saga)}
+
+
+async def _write(connection: AsyncConnection, saga_id: str, records: tuple[Record, ...]) -> None:
+    """Add to a history, and forget the oldest beyond the bound."""
+    if not records:
+        return
+    rows = [
+        {"saga": saga_id, "revision": record.revision, "document": record_text(record)} for record in records
+    ]
+    await connection.execute(EVENTS.insert(), rows)
+    oldest = records[-1].revision - MAX_EVENTS
+    if oldest > 0:
+        await connection.execute(delete(EVENTS).where(EVENTS.c.saga == saga_id, EVENTS.c.revision <= oldest))
