@@ -6,20 +6,22 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from services.mesh.join import session
+from services.mesh.join import session, tied
 from services.mesh.join.environment import Language, how
 from services.mesh.membership import Membership
+from services.mesh.registry.consul import PORT_META
 from services.mesh.registry.domain import Instance
 from services.runtime import telemetry
 from services.runtime.config import MeshConfig, Settings, TelemetryConfig
 from services.runtime.errors import InvalidArgumentError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from services.mesh.join.environment import Joined
@@ -78,6 +80,7 @@ class Server:
         Raises:
             InvalidArgumentError: A value is wrong.
         """
+        host = f"[{self.address}]" if ":" in self.address else self.address
         return Instance(
             id=f"{service}-{self.address}-{self.port}".replace(":", "."),
             service=service,
@@ -86,6 +89,7 @@ class Server:
             version=self.version,
             zone=zone,
             weight=self.weight,
+            meta={PORT_META: f"{host}:{self.port}"},
         )
 
 
@@ -139,26 +143,30 @@ def run(
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
             async with session.stay(
                 joined, member.source, instance, registry=member.registry, lease_s=config.lease_s
-            ):
+            ) as leave:
                 if not command:
                     ready()
                     await stop.wait()
+                    await leave()
                     return 0
-                return await _program(joined, command, stop, ready)
+                return await _program(joined, command, stop, ready, leave)
 
     return asyncio.run(joining())
 
 
 async def _program(
-    joined: Joined, command: Sequence[str], stop: asyncio.Event, ready: Callable[[], None]
+    joined: Joined,
+    command: Sequence[str],
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+    leave: Callable[[], Awaitable[None]],
 ) -> int:
     environment = {**os.environ, **joined.environment()}
-    try:
-        program = await asyncio.create_subprocess_exec(*command, env=environment)
-    except (FileNotFoundError, PermissionError) as error:
-        raise NotFoundError(f"{command[0]}: {error.strerror}") from error
+    if shutil.which(command[0]) is None:
+        raise NotFoundError(f"{command[0]}: no such program")
+    program = await asyncio.create_subprocess_exec(*tied.command(list(command)), env=environment)
     ready()
-    return await _until(program, stop)
+    return await _until(program, stop, leave)
 
 
 def _local_controls(state_dir: Path) -> list[str]:
@@ -170,13 +178,16 @@ def _local_controls(state_dir: Path) -> list[str]:
         raise UnavailableError(f"no Plexus has run on {state_dir}: start it with `plexus up`") from error
 
 
-async def _until(program: asyncio.subprocess.Process, stop: asyncio.Event) -> int:
-    """Wait for the program; a signal to us is passed on, and after a while it has to end."""
+async def _until(
+    program: asyncio.subprocess.Process, stop: asyncio.Event, leave: Callable[[], Awaitable[None]]
+) -> int:
+    """Wait for the program; a signal to us is passed on once nobody calls it; then it has to end soon."""
     ended = asyncio.create_task(program.wait())
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if not ended.done():
+        await leave()
         with contextlib.suppress(ProcessLookupError):
             program.terminate()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -24,11 +25,14 @@ from services.gateway.kong import KongFileError
 from services.gateway.pages import pages
 from services.gateway.proxy import EdgeConfigError, Proxy
 from services.mesh.membership import Membership
+from services.mesh.registry.client import Registration
+from services.mesh.registry.consul import PLAIN_TAG, PORT_META, ConsulRegistry
+from services.mesh.registry.domain import Instance
 from services.mesh.trust.domain import domain_of
 from services.runtime import telemetry
-from services.runtime.config import Settings, TelemetryConfig, project_file
+from services.runtime.config import MeshConfig, Settings, TelemetryConfig, project_file
 from services.runtime.errors import FailedPreconditionError, PlexusError
-from services.runtime.service import unless
+from services.runtime.service import VERSION, unless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,8 +90,10 @@ async def serve(
         await running.start()
         ready()
         log.info("edge_ready", address=f"http://{HOST}:{http_port}", envoy_pid=running.proxy.pid)
+        registration = _registration(member, http_port, settings.section("mesh", MeshConfig))
         async with asyncio.TaskGroup() as tasks:
             loops = [
+                *([tasks.create_task(registration.run())] if registration is not None else []),
                 tasks.create_task(running.keep_alive()),
                 tasks.create_task(running.follow_files()),
                 # Envoy watches the identity's files itself.
@@ -99,6 +105,26 @@ async def serve(
             await stop.wait()
             for loop in loops:
                 loop.cancel()
+        if registration is not None:
+            await registration.deregister()
+
+
+def _registration(member: Membership, port: int, config: MeshConfig) -> Registration | None:
+    """The edge in Consul's catalogue, for those who look there; in the mesh nobody calls it."""
+    if member.consul is None:
+        return None
+    meta = {PORT_META: f"{HOST}:{port}", "pid": str(os.getpid())}
+    instance = Instance(
+        id=f"{NAME}-1",
+        service=NAME,
+        address=HOST,
+        port=port,
+        version=config.version or VERSION,
+        zone=config.zone,
+        tags=(PLAIN_TAG,),
+        meta=meta,
+    )
+    return Registration(ConsulRegistry(member.consul), instance, lease_s=config.lease_s)
 
 
 def _same_domain(joined: Identity) -> Callable[[Identity], None]:

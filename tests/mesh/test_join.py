@@ -19,6 +19,7 @@ from cryptography import x509
 from services.mesh.join.environment import Language, how
 from services.mesh.join.session import RESERVED, check_service
 from services.runtime.errors import InvalidArgumentError
+from tests.e2e.backend import alive
 from tests.ports import free_port
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ async def run(state):
 asyncio.run(run(Path(sys.argv[1]).resolve()))
 """
 SERVER = """
-import os, signal, sys
+import json, os, signal, sys, time
 from concurrent import futures
 from pathlib import Path
 import grpc
@@ -57,7 +58,15 @@ server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Who"
 credentials = grpc.dynamic_ssl_server_credentials(configuration(), configuration, True)
 server.add_secure_port("127.0.0.1:" + sys.argv[1], credentials)
 server.start()
-signal.signal(signal.SIGTERM, lambda *_: server.stop(1))
+def stop(*_):
+    # Who joined it has said in the registry that it leaves, before it is told to.
+    catalogue = Path(os.environ["PLEXUS_STATE"], "data/control/catalogue.json")
+    while '"draining"' not in catalogue.read_text():
+        time.sleep(0.05)
+    print("drained", flush=True)
+    server.stop(1)
+
+signal.signal(signal.SIGTERM, stop)
 server.wait_for_termination()
 sys.exit(7)
 """
@@ -197,7 +206,8 @@ def test_a_server_that_joined_is_called_by_a_client_that_joined_until_it_ends(
         (instance,) = instances(state)
         assert (instance["port"], instance["version"]) == (port, "3.1")
         server.terminate()
-        assert server.wait(60) == 7  # the program's own code
+        output, errors = server.communicate(timeout=60)
+        assert (server.returncode, output) == (7, "drained\n"), errors  # the program's own code
     deadline = time.monotonic() + 60
     while instances(state):
         assert time.monotonic() < deadline
@@ -207,3 +217,25 @@ def test_a_server_that_joined_is_called_by_a_client_that_joined_until_it_ends(
 def instances(state: Path) -> list[dict[str, Any]]:
     catalogue = json.loads((state / "data/control/catalogue.json").read_text())["instances"]
     return [entry for entry in catalogue if entry["service"] == "orders"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing ties processes elsewhere")
+def test_a_program_does_not_outlive_the_killed_command_that_runs_it(state: Path) -> None:
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    joining = [*PLEXUS, "join", "--service", "orders", "--", sys.executable, "-c", program]
+    with running(*joining, env=environment(state)) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert alive(pid)
+        process.kill()
+        process.wait(60)
+        deadline = time.monotonic() + 60
+        while alive(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_program_that_is_not_there_is_named(state: Path) -> None:
+    done = plexus(state, "join", "--service", "orders", "--", "no-such-program")
+    assert done.returncode == 1
+    assert "no-such-program: no such program" in done.stderr

@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 LEASE = "lease:"
 """Prefix of the id of the check that an instance renews itself."""
-GRPC = "grpc:"
+PROBE = "probe:"
 """Prefix of the id of the check that the agent makes."""
 VERSION, ZONE = "version", "zone"
 """Meta keys that are fields of an Instance."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from services.mesh.registry.domain import Health, is_service_name
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from services.mesh.registry.domain import Instance, Registry
     from services.mesh.trust.domain import CertificateSource
@@ -71,8 +72,10 @@ async def stay(
     *,
     registry: Callable[[Mesh], Registry],
     lease_s: float,
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Keep the files fresh and, with an instance, its registration, until the context ends.
+
+    Gives what to await before the program is stopped: it returns when nobody in the mesh calls it any more.
 
     Args:
         joined: From `join`.
@@ -84,6 +87,7 @@ async def stay(
     async with contextlib.AsyncExitStack() as stack:
         rotation = asyncio.create_task(source.rotate(lambda _identity: None), name="certificate-rotation")
         stack.push_async_callback(_ended, rotation)
+        leave: Callable[[], Awaitable[None]] = _nothing
         if instance is not None:
             os.environ["GRPC_XDS_BOOTSTRAP"] = str(joined.bootstrap)
             mesh = await stack.enter_async_context(Mesh())
@@ -91,7 +95,12 @@ async def stay(
             keeping = asyncio.create_task(_keep_registered(registration, instance), name="registration")
             stack.push_async_callback(registration.deregister)
             stack.push_async_callback(_ended, keeping)
-        yield
+            leave = functools.partial(registration.leave, joined.identity)
+        yield leave
+
+
+async def _nothing() -> None:
+    """Nobody calls what does not serve."""
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -21,7 +21,11 @@ log = structlog.get_logger(__name__)
 
 HEALTH_META = "health"
 """Meta key of `host:port` where an instance answers gRPC health checks without TLS: the agent has no
-certificate to show. Without it the lease alone tells whether the instance lives."""
+certificate to show. Without it and `PORT_META` the lease alone tells whether the instance lives."""
+PORT_META = "probe"
+"""Meta key of a `host:port` where the agent can at least see that connections are taken."""
+PLAIN_TAG = "http"
+"""Tag of what is not called inside the mesh, by mTLS, but from outside."""
 _READS_AT_ONCE = 16
 _CHECK_TIMEOUT_S = 5.0
 
@@ -56,7 +60,7 @@ class ConsulRegistry:
             tags=list(instance.tags),
             meta={**instance.meta, catalogue.VERSION: instance.version, catalogue.ZONE: instance.zone},
             weights={"Passing": instance.weight, "Warning": 1},
-            connect={"Native": True},
+            connect={"Native": PLAIN_TAG not in instance.tags},
             check=self._lease(instance, lease_s),
             extra_checks=self._probes(instance),
             replace_existing_checks=True,
@@ -82,16 +86,18 @@ class ConsulRegistry:
         }
 
     def _probes(self, instance: Instance) -> list[dict[str, Any]]:
-        address = instance.meta.get(HEALTH_META)
-        if not address:
+        health, port = instance.meta.get(HEALTH_META), instance.meta.get(PORT_META)
+        if health:
+            asks: dict[str, Any] = {"Name": "gRPC health", "GRPC": health, "GRPCUseTLS": False}
+        elif port:
+            asks = {"Name": "port", "TCP": port}
+        else:
             return []
         config = self._client.config
         return [
             {
-                "CheckID": f"{catalogue.GRPC}{instance.id}",
-                "Name": "gRPC health",
-                "GRPC": address,
-                "GRPCUseTLS": False,
+                "CheckID": f"{catalogue.PROBE}{instance.id}",
+                **asks,
                 "Interval": f"{config.check_interval_s:g}s",
                 "Timeout": f"{min(_CHECK_TIMEOUT_S, config.check_interval_s):g}s",
                 # An instance registers when it can serve; the first check may be an interval away.

@@ -132,7 +132,7 @@ async def test_by_default_an_instance_is_checked_every_ten_seconds(
 ) -> None:
     await registry.register(replace(instance(), meta={"health": "127.0.0.1:1"}), lease_s=LEASE_S)
     checks = http.get("/agent/checks").json()
-    assert (checks["grpc:vectors-1"]["Type"], checks["grpc:vectors-1"]["Interval"]) == ("grpc", "10s")
+    assert (checks["probe:vectors-1"]["Type"], checks["probe:vectors-1"]["Interval"]) == ("grpc", "10s")
     assert checks["lease:vectors-1"]["Type"] == "ttl"
 
 

@@ -212,7 +212,7 @@ async def test_5_deleting_its_token_freezes_an_instance_and_the_instance_is_told
         try:
             token.delete()
             await server.stop(0)
-            check = "grpc:vectors-5"
+            check = "probe:vectors-5"
             await until(lambda: operator.get("/agent/checks").json()[check]["Status"] == "critical")
             (entry,) = operator.get("/health/service/vectors").json()
             catalogue = {item["CheckID"]: item["Status"] for item in entry["Checks"]}
