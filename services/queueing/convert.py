@@ -20,7 +20,7 @@ from services.queueing.domain import (
     Where,
 )
 from services.queueing.replies import Kind
-from services.queueing.resources import Backoff, Priority, RetryPolicy, Subscription, Topic
+from services.queueing.resources import Backoff, Priority, RetryPolicy, Snapshot, Subscription, Topic
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ _PRIORITIES = {
 }
 _PRIORITIES_TO = {priority: number for number, priority in _PRIORITIES.items()}
 TOPIC_MUTABLE = ("log", "retention", "retention_bytes", "labels")
-SUBSCRIPTION_MUTABLE = ("ack_deadline", "retry", "dead_letter_topic", "ttl", "labels")
+SUBSCRIPTION_MUTABLE = ("ack_deadline", "retry", "dead_letter_topic", "ttl", "exactly_once", "labels")
+SNAPSHOT_MUTABLE = ("expire_time", "labels")
 
 
 def merge(present: Proto, wanted: Proto, mask: field_mask_pb2.FieldMask, mutable: Sequence[str]) -> None:
@@ -138,6 +139,7 @@ def subscription_from(message: queueing_pb2.Subscription) -> Subscription:
         dead_letter_topic=message.dead_letter_topic,
         ttl_s=seconds(message.ttl),
         exclusive=message.exclusive,
+        exactly_once=message.exactly_once,
         labels=dict(message.labels),
         detached=message.detached,
     )
@@ -162,6 +164,7 @@ def subscription_to(subscription: Subscription) -> queueing_pb2.Subscription:
         dead_letter_topic=subscription.dead_letter_topic,
         ttl=_duration(subscription.ttl_s) if subscription.ttl_s else None,
         exclusive=subscription.exclusive,
+        exactly_once=subscription.exactly_once,
         labels=subscription.labels,
         detached=subscription.detached,
     )
@@ -321,4 +324,30 @@ def position_from(request: queueing_pb2.SeekRequest) -> Position:
     """The domain's position."""
     if request.HasField("sequence"):
         return Position(sequence=request.sequence)
+    if request.HasField("snapshot"):
+        return Position(snapshot=request.snapshot)
     return Position(time=_seconds_at(request.time) if request.HasField("time") else None)
+
+
+def snapshot_from(message: queueing_pb2.Snapshot) -> Snapshot:
+    """The domain's snapshot."""
+    return Snapshot(
+        name=message.name,
+        topic=message.topic,
+        filter=message.filter,
+        expires=_seconds_at(message.expire_time),
+        labels=dict(message.labels),
+        created=_seconds_at(message.create_time),
+    )
+
+
+def snapshot_to(snapshot: Snapshot) -> queueing_pb2.Snapshot:
+    """The proto's snapshot."""
+    return queueing_pb2.Snapshot(
+        name=snapshot.name,
+        topic=snapshot.topic,
+        filter=snapshot.filter,
+        expire_time=_timestamp(snapshot.expires),
+        labels=snapshot.labels,
+        create_time=_timestamp(snapshot.created),
+    )

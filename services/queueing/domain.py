@@ -11,7 +11,7 @@ from services.runtime.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.queueing.resources import RetryPolicy, Subscription, Topic
+    from services.queueing.resources import RetryPolicy, Snapshot, Subscription, Topic
 
 MAX_DATA_BYTES = 10 * 1024 * 1024
 MAX_ATTRIBUTES = 64
@@ -184,14 +184,15 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a subscription is set to: a time (seconds since 1970), or a sequence number of a log."""
+    """Where a subscription is set to: a time (seconds since 1970), a sequence number of a log, a snapshot."""
 
     time: float | None = None
     sequence: int | None = None
+    snapshot: str = ""
 
     def __post_init__(self) -> None:
-        if (self.time is None) == (self.sequence is None):
-            raise InvalidArgumentError("needs a time or a sequence", field="position")
+        if (self.time is not None) + (self.sequence is not None) + bool(self.snapshot) != 1:
+            raise InvalidArgumentError("needs a time, a sequence or a snapshot", field="position")
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -363,5 +364,37 @@ class Broker(Protocol):
         ...
 
     async def seek(self, subscription: str, position: Position) -> None:
-        """Be done with what was published before the position; deliver again what a log has from there on."""
+        """Be done with what was published before the position; deliver again what a log has from there on.
+
+        Set to a snapshot, it holds what the snapshot keeps and nothing else.
+        """
+        ...
+
+    async def create_snapshot(self, name: str, subscription: str, labels: dict[str, str]) -> Snapshot:
+        """Keep what the subscription holds, and what is published for it from then on.
+
+        Raises:
+            AlreadyExistsError: There is one.
+            FailedPreconditionError: It would expire within an hour, or the subscription is detached.
+        """
+        ...
+
+    async def get_snapshot(self, name: str) -> Snapshot:
+        """Get a snapshot."""
+        ...
+
+    async def update_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Change the labels or the expiry of a snapshot.
+
+        Raises:
+            InvalidArgumentError: It would expire in the past or too late.
+        """
+        ...
+
+    async def list_snapshots(self, *, topic: str = "", limit: int, after: str = "") -> list[Snapshot]:
+        """Snapshots in order of names, of one topic or pattern if given."""
+        ...
+
+    async def delete_snapshot(self, name: str) -> None:
+        """Delete a snapshot with what it keeps."""
         ...

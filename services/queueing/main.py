@@ -71,13 +71,15 @@ async def _pubsub_face(runtime: ServiceRuntime, broker: Broker, port: int) -> As
     limits = runtime.server_config
     pipeline = Pipeline("queueing", limits, AllowAll(), trusted_peer="pubsub")
     server = grpc.aio.server(interceptors=[pipeline], options=message_limits(limits))
-    pubsub.add_to(server, broker)
+    face = pubsub.Face(broker)
+    face.add_to(server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     runtime.log.info("pubsub_serving", port=port)
     try:
         yield
     finally:
+        face.stop()
         await server.stop(limits.drain_s)
 
 

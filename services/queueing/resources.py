@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from services.queueing.filters import compiled
 from services.queueing.patterns import check_pattern, follows, is_pattern
-from services.runtime.errors import InvalidArgumentError
+from services.runtime.errors import FailedPreconditionError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,8 @@ MAX_LABEL = 63
 DAY_S = 24 * 3600.0
 MAX_TTL_S = 31 * DAY_S
 MAX_RETENTION_S = 366 * DAY_S
+MAX_SNAPSHOT_S = 7 * DAY_S
+MIN_SNAPSHOT_S = 3600.0
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 
 
@@ -140,6 +142,8 @@ class Subscription:
         dead_letter_topic: Where given-up messages are published; empty keeps them as dead letters here.
         ttl_s: How long a message waits before it is given up; 0 is for ever.
         exclusive: Whether only one consumer at a time may stream.
+        exactly_once: Whether a message that was acknowledged never comes again, also when the broker's
+            connection is lost right after.
         labels: For its owner's bookkeeping.
         detached: Whether it was cut off from its topic: it gets and gives nothing more.
         created: Seconds since 1970.
@@ -154,6 +158,7 @@ class Subscription:
     dead_letter_topic: str = ""
     ttl_s: float = 0.0
     exclusive: bool = False
+    exactly_once: bool = False
     labels: dict[str, str] = field(default_factory=dict)
     detached: bool = False
     created: float = 0.0
@@ -190,3 +195,83 @@ class Subscription:
         for name in ("topic", "filter", "ordered", "exclusive"):
             if getattr(self, name) != getattr(wanted, name):
                 raise InvalidArgumentError("is fixed at creation", field=f"subscription.{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a subscription had not settled at one time, and all that was published since.
+
+    Attributes:
+        name: Of the snapshot.
+        topic: Of the subscription it was made of: a name, or a pattern of names.
+        filter: Of that subscription; other messages are not kept.
+        expires: When it is deleted, seconds since 1970.
+        labels: For its owner's bookkeeping.
+        created: Seconds since 1970.
+    """
+
+    name: str
+    topic: str
+    filter: str = ""
+    expires: float = 0.0
+    labels: dict[str, str] = field(default_factory=dict)
+    created: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "snapshot.name")
+        _check_labels(self.labels, "snapshot.labels")
+
+    def keeps(self, topic: str, attributes: Mapping[str, str]) -> bool:
+        """Whether it keeps a message published to this topic."""
+        return follows(self.topic, topic) and (not self.filter or compiled(self.filter)(attributes))
+
+    def check_change(self, wanted: Snapshot, now: float) -> None:
+        """Apply the rules of UpdateSnapshot.
+
+        Raises:
+            InvalidArgumentError: It would expire in the past, or later than any snapshot may.
+        """
+        if not now < wanted.expires <= self.created + MAX_SNAPSHOT_S:
+            raise InvalidArgumentError(
+                "must be in the future, and within 7 days of its creation", field="snapshot.expire_time"
+            )
+        if (wanted.topic, wanted.filter) != (self.topic, self.filter):
+            raise InvalidArgumentError("is fixed at creation", field="snapshot.topic")
+
+    def check_seek(self, subscription: Subscription) -> None:
+        """Apply the rules of Seek.
+
+        Raises:
+            InvalidArgumentError: It is of another topic.
+        """
+        if self.topic != subscription.topic:
+            raise InvalidArgumentError(
+                f"is of topic {self.topic!r}, not of the subscription's {subscription.topic!r}",
+                field="snapshot",
+                reason="SNAPSHOT_OF_OTHER_TOPIC",
+            )
+
+
+def snapshot_of(
+    name: str, subscription: Subscription, labels: Mapping[str, str], *, oldest: float, now: float
+) -> Snapshot:
+    """A snapshot that lives for seven days from when the oldest message that it holds was published.
+
+    Args:
+        name: Of the snapshot.
+        subscription: What it is made of.
+        labels: For its owner's bookkeeping.
+        oldest: When that message was published; 0 without any.
+        now: Seconds since 1970.
+
+    Raises:
+        FailedPreconditionError: It would live for less than an hour.
+    """
+    expires = (oldest or now) + MAX_SNAPSHOT_S
+    if expires - now < MIN_SNAPSHOT_S:
+        raise FailedPreconditionError(
+            "the subscription holds messages so old that the snapshot would expire within an hour",
+            reason="SNAPSHOT_TOO_SHORT",
+            metadata={"subscription": subscription.name},
+        )
+    return Snapshot(name, subscription.topic, subscription.filter, expires, dict(labels), now)

@@ -330,6 +330,44 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
         await self._broker.seek(request.subscription, convert.position_from(request))
         return queueing_pb2.SeekResponse()
 
+    async def CreateSnapshot(
+        self, request: queueing_pb2.CreateSnapshotRequest, context: Any
+    ) -> queueing_pb2.Snapshot:
+        made = await self._broker.create_snapshot(
+            request.snapshot, request.subscription, dict(request.labels)
+        )
+        return convert.snapshot_to(made)
+
+    async def GetSnapshot(
+        self, request: queueing_pb2.GetSnapshotRequest, context: Any
+    ) -> queueing_pb2.Snapshot:
+        return convert.snapshot_to(await self._broker.get_snapshot(request.snapshot))
+
+    async def UpdateSnapshot(
+        self, request: queueing_pb2.UpdateSnapshotRequest, context: Any
+    ) -> queueing_pb2.Snapshot:
+        wanted = convert.snapshot_to(await self._broker.get_snapshot(request.snapshot.name))
+        convert.merge(wanted, request.snapshot, request.update_mask, convert.SNAPSHOT_MUTABLE)
+        return convert.snapshot_to(await self._broker.update_snapshot(convert.snapshot_from(wanted)))
+
+    async def ListSnapshots(
+        self, request: queueing_pb2.ListSnapshotsRequest, context: Any
+    ) -> queueing_pb2.ListSnapshotsResponse:
+        limit = page_size(request.page_size)
+        scope = ("snapshots", request.topic)
+        after = (decode_token(request.page_token, *scope) or b"").decode()
+        found = await self._broker.list_snapshots(topic=request.topic, limit=limit + 1, after=after)
+        token = encode_token(found[limit - 1].name.encode(), *scope) if len(found) > limit else ""
+        return queueing_pb2.ListSnapshotsResponse(
+            snapshots=map(convert.snapshot_to, found[:limit]), next_page_token=token
+        )
+
+    async def DeleteSnapshot(
+        self, request: queueing_pb2.DeleteSnapshotRequest, context: Any
+    ) -> queueing_pb2.DeleteSnapshotResponse:
+        await self._broker.delete_snapshot(request.snapshot)
+        return queueing_pb2.DeleteSnapshotResponse()
+
     async def GetStats(self, request: queueing_pb2.GetStatsRequest, context: Any) -> queueing_pb2.Stats:
         return convert.stats_to(await self._broker.stats(request.subscription))
 

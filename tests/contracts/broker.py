@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 AT_ONCE = RetryPolicy(Backoff.IMMEDIATE, 0, 0, max_attempts=3)
 
 
-async def subscribe(broker: Broker, name: str = "work", **settings: Any) -> Subscription:
-    return await broker.create_subscription(Subscription(name, "jobs", **{"retry": AT_ONCE, **settings}))
+async def subscribe(broker: Broker, name: str = "work", topic: str = "jobs", **settings: Any) -> Subscription:
+    return await broker.create_subscription(Subscription(name, topic, **{"retry": AT_ONCE, **settings}))
 
 
 async def publish(broker: Broker, *bodies: str, **settings: Any) -> list[str]:

@@ -2,109 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import grpc.aio
 import pytest
 from google.api_core import exceptions
 from google.cloud import pubsub_v1
 
-from services.queueing.backends.rabbit import RabbitBroker
-from services.queueing.backends.sqlite import SqliteBroker
-from services.queueing.faces import pubsub
-from services.runtime.access import AllowAll
-from services.runtime.config import ServerConfig
-from services.runtime.pipeline import Pipeline
+from tests.queueing.pubsub_clients import WAIT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from tests.queueing.pubsub_clients import Clients
 
 # The client's threads outlive their streams by a little; the server of the second backend may have to start.
 pytestmark = pytest.mark.timeout(400)
-WAIT_S = 60.0
-
-
-class _Server(threading.Thread):
-    """A broker and its face on an event loop of its own, since the client blocks."""
-
-    def __init__(self, make: Any) -> None:
-        super().__init__(daemon=True)
-        self._make = make
-        self._loop = asyncio.new_event_loop()
-        self._ended = asyncio.Event()
-        self.port: queue.Queue[int] = queue.Queue()
-
-    def run(self) -> None:
-        self._loop.run_until_complete(self._serve())
-        self._loop.close()
-
-    async def _serve(self) -> None:
-        async with self._make() as broker:
-            pipeline = Pipeline("queueing", ServerConfig(), AllowAll(), trusted_peer="pubsub")
-            server = grpc.aio.server(interceptors=[pipeline])
-            pubsub.add_to(server, broker)
-            port = server.add_insecure_port("127.0.0.1:0")
-            await server.start()
-            self.port.put(port)
-            await self._ended.wait()
-            await server.stop(grace=1)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._ended.set)
-        self.join(WAIT_S)
-
-
-@dataclass
-class Clients:
-    publisher: pubsub_v1.PublisherClient
-    subscriber: pubsub_v1.SubscriberClient
-
-    def topic(self, name: str, project: str = "acme") -> str:
-        path: str = self.publisher.topic_path(project, name)
-        return path
-
-    def subscription(self, name: str, project: str = "acme") -> str:
-        path: str = self.subscriber.subscription_path(project, name)
-        return path
-
-    def subscribe(self, name: str = "work", topic: str = "jobs", **settings: Any) -> Any:
-        request = {"name": self.subscription(name), "topic": self.topic(topic), **settings}
-        return self.subscriber.create_subscription(request=request)
-
-    def pull(self, name: str = "work", count: int = 100) -> list[Any]:
-        request = {"subscription": self.subscription(name), "max_messages": count}
-        return list(self.subscriber.pull(request=request, timeout=WAIT_S).received_messages)
-
-
-@pytest.fixture(params=["sqlite", "rabbitmq"])
-def clients(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Clients]:
-    if request.param == "rabbitmq":
-        rabbitmq = request.getfixturevalue("rabbitmq")
-        vhost = request.getfixturevalue("rabbitmq_vhost")
-        url = rabbitmq.url(vhost)
-        server = _Server(lambda: RabbitBroker(url, tmp_path / "state.sqlite"))
-    else:
-        server = _Server(lambda: SqliteBroker(tmp_path / "queue.sqlite"))
-    server.start()
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", f"127.0.0.1:{server.port.get(timeout=WAIT_S)}")
-    options = pubsub_v1.types.PublisherOptions(enable_message_ordering=True)
-    clients = Clients(pubsub_v1.PublisherClient(publisher_options=options), pubsub_v1.SubscriberClient())
-    clients.publisher.create_topic(name=clients.topic("jobs"))
-    try:
-        yield clients
-    finally:
-        clients.publisher.stop()
-        clients.publisher.transport.close()
-        clients.subscriber.close()
-        server.stop()
 
 
 def test_messages_go_from_the_publisher_to_a_streaming_subscriber(clients: Clients) -> None:
@@ -235,12 +148,58 @@ def test_a_subscription_is_sought_past_what_is_waiting(clients: Clients) -> None
     assert [entry.message.data for entry in clients.pull()] == [b"new"]
 
 
+def test_a_subscription_is_set_back_to_a_snapshot(sqlite_clients: Clients) -> None:
+    clients = sqlite_clients
+    clients.subscribe()
+    clients.publisher.publish(clients.topic("jobs"), b"held").result(WAIT_S)
+    name = clients.subscriber.snapshot_path("acme", "before")
+    made = clients.subscriber.create_snapshot(name=name, subscription=clients.subscription("work"))
+    assert (made.name, made.topic) == (name, clients.topic("jobs"))
+    clients.publisher.publish(clients.topic("jobs"), b"later").result(WAIT_S)
+    for _ in range(2):
+        found: dict[bytes, str] = {}
+        while len(found) < 2:
+            found |= {entry.message.data: entry.ack_id for entry in clients.pull()}
+        assert set(found) == {b"held", b"later"}
+        clients.subscriber.acknowledge(
+            subscription=clients.subscription("work"), ack_ids=list(found.values())
+        )
+        clients.subscriber.seek(request={"subscription": clients.subscription("work"), "snapshot": name})
+
+
+def test_snapshots_are_kept_listed_changed_and_deleted(sqlite_clients: Clients) -> None:
+    clients = sqlite_clients
+    clients.subscribe()
+    one, two = (clients.subscriber.snapshot_path("acme", name) for name in ("one", "two"))
+    for name in (one, two):
+        request = {"name": name, "subscription": clients.subscription("work"), "labels": {"k": "v"}}
+        clients.subscriber.create_snapshot(request=request)
+    with pytest.raises(exceptions.AlreadyExists):
+        clients.subscriber.create_snapshot(name=one, subscription=clients.subscription("work"))
+    listed = clients.subscriber.list_snapshots(project="projects/acme")
+    assert [snapshot.name for snapshot in listed] == [one, two]
+    assert list(clients.subscriber.list_snapshots(project="projects/other")) == []
+    assert list(clients.publisher.list_topic_snapshots(topic=clients.topic("jobs"))) == [one, two]
+    soon = datetime.now(UTC) + timedelta(hours=2)
+    changed = clients.subscriber.update_snapshot(
+        request={
+            "snapshot": {"name": one, "expire_time": soon, "labels": {}},
+            "update_mask": {"paths": ["expire_time", "labels"]},
+        }
+    )
+    assert clients.subscriber.get_snapshot(snapshot=one) == changed
+    assert (abs(changed.expire_time - soon) < timedelta(seconds=1), dict(changed.labels)) == (True, {})
+    clients.subscriber.delete_snapshot(snapshot=one)
+    with pytest.raises(exceptions.NotFound):
+        clients.subscriber.get_snapshot(snapshot=one)
+
+
 def test_errors_are_those_of_pubsub(clients: Clients) -> None:
     clients.subscribe()
     with pytest.raises(exceptions.AlreadyExists):
         clients.publisher.create_topic(name=clients.topic("jobs"))
     with pytest.raises(exceptions.AlreadyExists):
-        clients.subscribe(ack_deadline_seconds=99)
+        clients.subscribe()
     with pytest.raises(exceptions.NotFound):
         clients.publisher.publish(clients.topic("nothing"), b"x").result(WAIT_S)
     with pytest.raises(exceptions.NotFound):
@@ -249,14 +208,49 @@ def test_errors_are_those_of_pubsub(clients: Clients) -> None:
         clients.subscribe("bad", filter="nonsense")
     with pytest.raises(exceptions.InvalidArgument):
         clients.publisher.create_topic(name="projects/acme/topics/")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"push_config": {"push_endpoint": "https://example.org"}},
+        {"push_config": {"no_wrapper": {"write_metadata": True}}},
+        {"bigquery_config": {"table": "p.d.t"}},
+        {"cloud_storage_config": {"bucket": "b"}},
+        {"retain_acked_messages": True},
+        {"expiration_policy": {"ttl": timedelta(days=2)}},
+        {"message_transforms": [{"disabled": True}]},
+        {"tags": {"a": "b"}},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_a_subscription_cannot_have_is_refused(sqlite_clients: Clients, settings: Any) -> None:
+    with pytest.raises(exceptions.MethodNotImplemented) as caught:
+        sqlite_clients.subscribe(**settings)
+    assert caught.value.reason == "PUBSUB_FIELD_UNSUPPORTED"
+    if "push_config" in settings:
+        sqlite_clients.subscribe()
+        with pytest.raises(exceptions.MethodNotImplemented):
+            sqlite_clients.subscriber.modify_push_config(
+                subscription=sqlite_clients.subscription("work"), **settings
+            )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kms_key_name": "key"},
+        {"schema_settings": {"schema": "projects/acme/schemas/s"}},
+        {"message_storage_policy": {"allowed_persistence_regions": ["eu"]}},
+        {"ingestion_data_source_settings": {"cloud_storage": {"bucket": "b"}}},
+        {"message_transforms": [{"disabled": True}]},
+        {"tags": {"a": "b"}},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_a_topic_cannot_have_is_refused(sqlite_clients: Clients, settings: Any) -> None:
     with pytest.raises(exceptions.MethodNotImplemented):
-        clients.subscribe("once", enable_exactly_once_delivery=True)
-    with pytest.raises(exceptions.MethodNotImplemented):
-        clients.subscribe("push", push_config={"push_endpoint": "https://example.org"})
-    with pytest.raises(exceptions.MethodNotImplemented):
-        clients.subscriber.create_snapshot(
-            name="projects/acme/snapshots/s", subscription=clients.subscription("work")
-        )
+        sqlite_clients.publisher.create_topic(request={"name": sqlite_clients.topic("other"), **settings})
 
 
 def test_a_detached_subscription_gives_nothing(clients: Clients) -> None:

@@ -224,6 +224,35 @@ async def test_events_are_paged_replayed_and_sought(stub: queueing_pb2_grpc.Queu
     assert (await stub.Replay(replay)).replayed == 5
 
 
+async def test_snapshots_are_made_paged_changed_and_sought(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    await _publish(stub, "a", "b")
+    request = pb.CreateSnapshotRequest(snapshot="one", subscription="work", labels={"k": "v"})
+    one = await stub.CreateSnapshot(request)
+    assert (one.topic, dict(one.labels)) == ("jobs", {"k": "v"})
+    assert await stub.GetSnapshot(pb.GetSnapshotRequest(snapshot="one")) == one
+    await stub.CreateSnapshot(pb.CreateSnapshotRequest(snapshot="two", subscription="work"))
+    page = await stub.ListSnapshots(pb.ListSnapshotsRequest(topic="jobs", page_size=1))
+    rest = await stub.ListSnapshots(
+        pb.ListSnapshotsRequest(topic="jobs", page_size=1, page_token=page.next_page_token)
+    )
+    assert [s.name for s in (*page.snapshots, *rest.snapshots)] == ["one", "two"]
+    wanted = pb.Snapshot(name="one", labels={"x": "y"})
+    changed = await stub.UpdateSnapshot(pb.UpdateSnapshotRequest(snapshot=wanted))
+    assert (dict(changed.labels), changed.expire_time) == ({"x": "y"}, one.expire_time)
+    pulled = await stub.Pull(pb.PullRequest(subscription="work", max_messages=9))
+    ack_ids = [delivery.ack_id for delivery in pulled.deliveries]
+    await stub.Acknowledge(pb.AcknowledgeRequest(subscription="work", ack_ids=ack_ids))
+    await stub.Seek(pb.SeekRequest(subscription="work", snapshot="one"))
+    again = await stub.Pull(pb.PullRequest(subscription="work", max_messages=9))
+    assert [delivery.data for delivery in again.deliveries] == [b"a", b"b"]
+    await stub.DeleteSnapshot(pb.DeleteSnapshotRequest(snapshot="one"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetSnapshot(pb.GetSnapshotRequest(snapshot="one"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_a_dead_letter_is_read_counted_and_missed(stub: queueing_pb2_grpc.QueueingServiceStub) -> None:
     await _publish(stub, "bad")
     (delivery,) = (await stub.Pull(pb.PullRequest(subscription="work"))).deliveries

@@ -14,6 +14,7 @@ from services.queueing.domain import Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError
 from tests.contracts.broker import BrokerContract, bodies, publish, pull, subscribe
+from tests.contracts.broker_snapshots import SnapshotContract
 from tests.killed import killed_writer
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class TestSqliteBroker(BrokerContract):
+class TestSqliteBroker(BrokerContract, SnapshotContract):
     @pytest.fixture
     async def broker(self, tmp_path: Path) -> AsyncIterator[SqliteBroker]:
         async with SqliteBroker(tmp_path / "queue.sqlite") as broker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import timestamp_pb2
@@ -14,7 +15,9 @@ from services.queueing.resources import DAY_S, Backoff, RetryPolicy, Subscriptio
 from services.runtime.errors import InvalidArgumentError, UnimplementedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from services.queueing.resources import Snapshot
 
 MIN_DEADLINE_S, MAX_DEADLINE_S = 10, 600
 MAX_RESPONSE_BYTES = MAX_DATA_BYTES
@@ -28,19 +31,27 @@ _TOPIC_UNSUPPORTED = (
     "ingestion_data_source_settings",
     "message_transforms",
     "message_storage_policy",
+    "tags",
 )
 _SUBSCRIPTION_UNSUPPORTED = (
     "bigquery_config",
     "cloud_storage_config",
     "bigtable_config",
     "retain_acked_messages",
-    "enable_exactly_once_delivery",
     "message_transforms",
+    "tags",
 )
+_PUSH = ("push_endpoint", "attributes", "oidc_token", "pubsub_wrapper", "no_wrapper")
+_ABOUT = {
+    "retain_acked_messages": "set message_retention_duration on the topic, which then keeps a log for Seek",
+    "push_endpoint": "only pull delivery is supported",
+    "schema_settings": "there are no schemas",
+}
 
 # The messages themselves, without the wrapper that the client library puts around them.
 TopicProto: Any = pubsub_types.Topic.pb()
 SubscriptionProto: Any = pubsub_types.Subscription.pb()
+SnapshotProto: Any = pubsub_types.Snapshot.pb()
 ReceivedProto: Any = pubsub_types.ReceivedMessage.pb()
 
 
@@ -48,9 +59,21 @@ def _refuse(message: Any, fields: Iterable[str]) -> None:
     set_fields = {field.name for field, _ in message.ListFields()}
     for name in fields:
         if name in set_fields:
+            about = f": {_ABOUT[name]}" if name in _ABOUT else ""
             raise UnimplementedError(
-                f"{name} is not supported", reason="PUBSUB_FIELD_UNSUPPORTED", metadata={"field": name}
+                f"{name} is not supported{about}",
+                reason="PUBSUB_FIELD_UNSUPPORTED",
+                metadata={"field": name},
             )
+
+
+def refuse_push(config: Any) -> None:
+    """Take a configuration that says nothing, which is pull delivery.
+
+    Raises:
+        UnimplementedError: It asks for push delivery.
+    """
+    _refuse(config, _PUSH)
 
 
 def topic_from(message: Any) -> Topic:
@@ -90,7 +113,7 @@ def _retry_from(message: Any) -> RetryPolicy:
 def subscription_from(message: Any) -> Subscription:
     """The domain's subscription."""
     _refuse(message, _SUBSCRIPTION_UNSUPPORTED)
-    _refuse(message.push_config, ("push_endpoint", "oidc_token", "pubsub_wrapper", "no_wrapper"))
+    refuse_push(message.push_config)
     if message.expiration_policy.HasField("ttl"):
         raise UnimplementedError("subscriptions do not expire", reason="PUBSUB_FIELD_UNSUPPORTED")
     deadline = message.ack_deadline_seconds or MIN_DEADLINE_S
@@ -105,26 +128,30 @@ def subscription_from(message: Any) -> Subscription:
         retry=_retry_from(message),
         filter=message.filter,
         ordered=message.enable_message_ordering,
+        exactly_once=message.enable_exactly_once_delivery,
         dead_letter_topic=own(dead, "topics", "dead_letter_policy.dead_letter_topic") if dead else "",
         ttl_s=seconds(message.message_retention_duration) if retained else _DEFAULT_RETENTION_S,
         labels=dict(message.labels),
     )
 
 
-def subscription_to(subscription: Subscription, *, topic_exists: bool = True) -> Any:
-    """Their subscription."""
+def subscription_to(subscription: Subscription, topic: Topic | None) -> Any:
+    """Their subscription, whose topic may be gone."""
     message = SubscriptionProto(
         name=theirs(subscription.name, "subscriptions"),
-        topic=theirs(subscription.topic, "topics") if topic_exists else DELETED,
+        topic=theirs(subscription.topic, "topics") if topic else DELETED,
         ack_deadline_seconds=round(subscription.ack_deadline_s),
         labels=subscription.labels,
         enable_message_ordering=subscription.ordered,
+        enable_exactly_once_delivery=subscription.exactly_once,
         filter=subscription.filter,
         detached=subscription.detached,
         state="ACTIVE",
     )
     message.push_config.SetInParent()
     message.expiration_policy.SetInParent()
+    if topic is not None and topic.log:
+        message.topic_message_retention_duration.FromNanoseconds(round(topic.retention_s * 1e9))
     if subscription.ttl_s:
         message.message_retention_duration.FromNanoseconds(round(subscription.ttl_s * 1e9))
     retry = subscription.retry
@@ -135,6 +162,22 @@ def subscription_to(subscription: Subscription, *, topic_exists: bool = True) ->
         message.dead_letter_policy.dead_letter_topic = theirs(subscription.dead_letter_topic, "topics")
         message.dead_letter_policy.max_delivery_attempts = retry.max_attempts
     return message
+
+
+def snapshot_to(snapshot: Snapshot, *, topic_exists: bool) -> Any:
+    """Their snapshot, whose topic may be gone."""
+    message = SnapshotProto(
+        name=theirs(snapshot.name, "snapshots"),
+        topic=theirs(snapshot.topic, "topics") if topic_exists else DELETED,
+        labels=snapshot.labels,
+    )
+    message.expire_time.FromMicroseconds(round(snapshot.expires * 1e6))
+    return message
+
+
+def snapshot_from(message: Any, present: Snapshot) -> Snapshot:
+    """The domain's snapshot, with what cannot change as it was."""
+    return replace(present, labels=dict(message.labels), expires=message.expire_time.ToMicroseconds() / 1e6)
 
 
 def message_from(message: Any, position: int) -> Message:
@@ -156,3 +199,28 @@ def received(delivery: Delivery, *, with_attempt: bool) -> Any:
     message.message.publish_time.CopyFrom(published)
     message.message.ordering_key = stored.ordering_key
     return message
+
+
+def ack_deadline(seconds: int) -> int:
+    """A deadline that may be set.
+
+    Raises:
+        InvalidArgumentError: It may not.
+    """
+    if not 0 <= seconds <= MAX_DEADLINE_S:
+        raise InvalidArgumentError("must be 0 to 600", field="ack_deadline_seconds")
+    return seconds
+
+
+def parts(messages: Sequence[Any]) -> Iterator[list[Any]]:
+    """Received messages in responses that stay below the bound on the wire; attributes count too."""
+    part: list[Any] = []
+    size = 0
+    for message in messages:
+        more = message.ByteSize()
+        if part and size + more > MAX_RESPONSE_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(message)
+        size += more
+    yield part

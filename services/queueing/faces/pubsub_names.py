@@ -10,13 +10,15 @@ DEFAULT_PROJECT = "plexus"
 """Whose topics and subscriptions have the same names here; others have their project before."""
 DELETED = "_deleted-topic_"
 _PREFIX = "projects."
-_NAME = re.compile(r"projects/([a-z][a-z0-9-]{0,61})/(topics|subscriptions)/([A-Za-z][A-Za-z0-9._-]*)")
+_NAME = re.compile(
+    r"projects/([a-z][a-z0-9-]{0,61})/(topics|subscriptions|snapshots)/([A-Za-z][A-Za-z0-9._-]*)"
+)
 _PROJECT = re.compile(r"projects/([a-z][a-z0-9-]{0,61})")
 
 
 def _wrong(field: str) -> InvalidArgumentError:
     return InvalidArgumentError(
-        "must be projects/{project}/topics/{topic} or projects/{project}/subscriptions/{subscription},"
+        "must be projects/{project}/{topics, subscriptions or snapshots}/{name},"
         " of letters, digits, dots, hyphens and underscores",
         field=field,
         reason="INVALID_RESOURCE_NAME",

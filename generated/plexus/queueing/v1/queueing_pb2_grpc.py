@@ -175,6 +175,31 @@ class QueueingServiceStub:
                 request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekRequest.SerializeToString,
                 response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekResponse.FromString,
                 _registered_method=True)
+        self.CreateSnapshot = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/CreateSnapshot',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CreateSnapshotRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.GetSnapshot = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/GetSnapshot',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetSnapshotRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.UpdateSnapshot = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/UpdateSnapshot',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.UpdateSnapshotRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/ListSnapshots',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/plexus.queueing.v1.QueueingService/DeleteSnapshot',
+                request_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeleteSnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class QueueingServiceServicer:
@@ -239,7 +264,7 @@ class QueueingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSubscription(self, request, context):
-        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, labels.
+        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, labels.
         Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -406,8 +431,52 @@ class QueueingServiceServicer:
 
     def Seek(self, request, context):
         """Set a subscription to a time or a sequence number: it is done with what came before, and gets again what the log of
-        its topic has from there on. Without a log only what is older than the time is dropped.
-        Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION for a sequence number without a log.
+        its topic has from there on. Without a log only what is older than the time is dropped. Set to a snapshot, it holds what
+        the snapshot keeps and nothing else.
+        Errors: NOT_FOUND, INVALID_ARGUMENT also for a snapshot of another topic, FAILED_PRECONDITION for a sequence number
+        without a log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSnapshot(self, request, context):
+        """Keep what a subscription holds, and what is published for it from then on, for Seek. A snapshot lives for seven days from
+        when the oldest message that it holds was published.
+        Errors: NOT_FOUND for the subscription, ALREADY_EXISTS, FAILED_PRECONDITION if it would expire within an hour or the
+        subscription is detached, RESOURCE_EXHAUSTED if it holds more than a snapshot may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSnapshot(self, request, context):
+        """Get a snapshot.
+        Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSnapshot(self, request, context):
+        """Change the labels of a snapshot, or when it expires.
+        Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed or a time that cannot be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """List snapshots by name.
+        Errors: INVALID_ARGUMENT for a page token of another listing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Delete a snapshot with what it keeps.
+        Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -555,6 +624,31 @@ def add_QueueingServiceServicer_to_server(servicer, server):
                     servicer.Seek,
                     request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekRequest.FromString,
                     response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekResponse.SerializeToString,
+            ),
+            'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshot,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.CreateSnapshotRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Snapshot.SerializeToString,
+            ),
+            'GetSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSnapshot,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetSnapshotRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Snapshot.SerializeToString,
+            ),
+            'UpdateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSnapshot,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.UpdateSnapshotRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.Snapshot.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeleteSnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1314,6 +1408,141 @@ class QueueingService:
             '/plexus.queueing.v1.QueueingService/Seek',
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekRequest.SerializeToString,
             plexus_dot_queueing_dot_v1_dot_queueing__pb2.SeekResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/CreateSnapshot',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.CreateSnapshotRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/GetSnapshot',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.GetSnapshotRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/UpdateSnapshot',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.UpdateSnapshotRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/ListSnapshots',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListSnapshotsRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.queueing.v1.QueueingService/DeleteSnapshot',
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeleteSnapshotRequest.SerializeToString,
+            plexus_dot_queueing_dot_v1_dot_queueing__pb2.DeleteSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,7 +46,7 @@ class QueueingServiceStub:
     Errors: NOT_FOUND.
     """
     UpdateSubscription: _aio.UnaryUnaryMultiCallable[_queueing_pb2.UpdateSubscriptionRequest, _queueing_pb2.Subscription]
-    """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, labels.
+    """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, labels.
     Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
     """
     ListSubscriptions: _aio.UnaryUnaryMultiCallable[_queueing_pb2.ListSubscriptionsRequest, _queueing_pb2.ListSubscriptionsResponse]
@@ -133,8 +133,32 @@ class QueueingServiceStub:
     """
     Seek: _aio.UnaryUnaryMultiCallable[_queueing_pb2.SeekRequest, _queueing_pb2.SeekResponse]
     """Set a subscription to a time or a sequence number: it is done with what came before, and gets again what the log of
-    its topic has from there on. Without a log only what is older than the time is dropped.
-    Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION for a sequence number without a log.
+    its topic has from there on. Without a log only what is older than the time is dropped. Set to a snapshot, it holds what
+    the snapshot keeps and nothing else.
+    Errors: NOT_FOUND, INVALID_ARGUMENT also for a snapshot of another topic, FAILED_PRECONDITION for a sequence number
+    without a log.
+    """
+    CreateSnapshot: _aio.UnaryUnaryMultiCallable[_queueing_pb2.CreateSnapshotRequest, _queueing_pb2.Snapshot]
+    """Keep what a subscription holds, and what is published for it from then on, for Seek. A snapshot lives for seven days from
+    when the oldest message that it holds was published.
+    Errors: NOT_FOUND for the subscription, ALREADY_EXISTS, FAILED_PRECONDITION if it would expire within an hour or the
+    subscription is detached, RESOURCE_EXHAUSTED if it holds more than a snapshot may.
+    """
+    GetSnapshot: _aio.UnaryUnaryMultiCallable[_queueing_pb2.GetSnapshotRequest, _queueing_pb2.Snapshot]
+    """Get a snapshot.
+    Errors: NOT_FOUND.
+    """
+    UpdateSnapshot: _aio.UnaryUnaryMultiCallable[_queueing_pb2.UpdateSnapshotRequest, _queueing_pb2.Snapshot]
+    """Change the labels of a snapshot, or when it expires.
+    Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed or a time that cannot be.
+    """
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_queueing_pb2.ListSnapshotsRequest, _queueing_pb2.ListSnapshotsResponse]
+    """List snapshots by name.
+    Errors: INVALID_ARGUMENT for a page token of another listing.
+    """
+    DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_queueing_pb2.DeleteSnapshotRequest, _queueing_pb2.DeleteSnapshotResponse]
+    """Delete a snapshot with what it keeps.
+    Errors: NOT_FOUND.
     """
 
 class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -217,7 +241,7 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _queueing_pb2.UpdateSubscriptionRequest,
         context: _aio.ServicerContext[_queueing_pb2.UpdateSubscriptionRequest, _abc.Awaitable[_queueing_pb2.Subscription]],
     ) -> _abc.Awaitable[_queueing_pb2.Subscription]:
-        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, labels.
+        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, labels.
         Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
         """
 
@@ -424,8 +448,62 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_queueing_pb2.SeekRequest, _abc.Awaitable[_queueing_pb2.SeekResponse]],
     ) -> _abc.Awaitable[_queueing_pb2.SeekResponse]:
         """Set a subscription to a time or a sequence number: it is done with what came before, and gets again what the log of
-        its topic has from there on. Without a log only what is older than the time is dropped.
-        Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION for a sequence number without a log.
+        its topic has from there on. Without a log only what is older than the time is dropped. Set to a snapshot, it holds what
+        the snapshot keeps and nothing else.
+        Errors: NOT_FOUND, INVALID_ARGUMENT also for a snapshot of another topic, FAILED_PRECONDITION for a sequence number
+        without a log.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateSnapshot(
+        self,
+        request: _queueing_pb2.CreateSnapshotRequest,
+        context: _aio.ServicerContext[_queueing_pb2.CreateSnapshotRequest, _abc.Awaitable[_queueing_pb2.Snapshot]],
+    ) -> _abc.Awaitable[_queueing_pb2.Snapshot]:
+        """Keep what a subscription holds, and what is published for it from then on, for Seek. A snapshot lives for seven days from
+        when the oldest message that it holds was published.
+        Errors: NOT_FOUND for the subscription, ALREADY_EXISTS, FAILED_PRECONDITION if it would expire within an hour or the
+        subscription is detached, RESOURCE_EXHAUSTED if it holds more than a snapshot may.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSnapshot(
+        self,
+        request: _queueing_pb2.GetSnapshotRequest,
+        context: _aio.ServicerContext[_queueing_pb2.GetSnapshotRequest, _abc.Awaitable[_queueing_pb2.Snapshot]],
+    ) -> _abc.Awaitable[_queueing_pb2.Snapshot]:
+        """Get a snapshot.
+        Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSnapshot(
+        self,
+        request: _queueing_pb2.UpdateSnapshotRequest,
+        context: _aio.ServicerContext[_queueing_pb2.UpdateSnapshotRequest, _abc.Awaitable[_queueing_pb2.Snapshot]],
+    ) -> _abc.Awaitable[_queueing_pb2.Snapshot]:
+        """Change the labels of a snapshot, or when it expires.
+        Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed or a time that cannot be.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _queueing_pb2.ListSnapshotsRequest,
+        context: _aio.ServicerContext[_queueing_pb2.ListSnapshotsRequest, _abc.Awaitable[_queueing_pb2.ListSnapshotsResponse]],
+    ) -> _abc.Awaitable[_queueing_pb2.ListSnapshotsResponse]:
+        """List snapshots by name.
+        Errors: INVALID_ARGUMENT for a page token of another listing.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteSnapshot(
+        self,
+        request: _queueing_pb2.DeleteSnapshotRequest,
+        context: _aio.ServicerContext[_queueing_pb2.DeleteSnapshotRequest, _abc.Awaitable[_queueing_pb2.DeleteSnapshotResponse]],
+    ) -> _abc.Awaitable[_queueing_pb2.DeleteSnapshotResponse]:
+        """Delete a snapshot with what it keeps.
+        Errors: NOT_FOUND.
         """
 
 def add_QueueingServiceServicer_to_server(servicer: QueueingServiceServicer, server: _aio.Server) -> None: ...

@@ -42,7 +42,7 @@ from services.queueing.domain import (
     check_refusals,
 )
 from services.queueing.patterns import is_pattern
-from services.queueing.resources import MAX_LEASE_S, Subscription, Topic
+from services.queueing.resources import MAX_LEASE_S, Snapshot, Subscription, Topic
 from services.runtime.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -518,6 +518,8 @@ class RabbitBroker:
 
     async def seek(self, subscription: str, position: Position) -> None:
         """See Broker; without a log only to now or later, since RabbitMQ's queues are not looked into."""
+        if position.snapshot:
+            raise _no_snapshots()
         found = await self._state.database.run(lambda: self._state.catalogue.attached(subscription))
         topic = None if is_pattern(found.topic) else await self.get_topic(found.topic)
         if topic is None or not topic.log:
@@ -537,6 +539,37 @@ class RabbitBroker:
         if topic is not None and topic.log:
             wanted = Events(after=position.time or 0.0, from_sequence=position.sequence or 0)
             await self.replay(topic.name, wanted, subscription)
+
+    # Snapshots.
+
+    async def create_snapshot(self, name: str, subscription: str, labels: dict[str, str]) -> Snapshot:
+        """See Broker."""
+        del name, subscription, labels
+        raise _no_snapshots()
+
+    async def get_snapshot(self, name: str) -> Snapshot:
+        """See Broker."""
+        del name
+        raise _no_snapshots()
+
+    async def update_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """See Broker."""
+        del snapshot
+        raise _no_snapshots()
+
+    async def list_snapshots(self, *, topic: str = "", limit: int, after: str = "") -> list[Snapshot]:
+        """See Broker."""
+        del topic, limit, after
+        raise _no_snapshots()
+
+    async def delete_snapshot(self, name: str) -> None:
+        """See Broker."""
+        del name
+        raise _no_snapshots()
+
+
+def _no_snapshots() -> UnimplementedError:
+    return UnimplementedError("there are no snapshots on RabbitMQ", reason="NO_SNAPSHOTS")
 
 
 async def _close(channel: AbstractChannel) -> None:

@@ -12,6 +12,7 @@ from services.queueing.backends.sqlite.dead_letters import DeadLetters
 from services.queueing.backends.sqlite.deliveries import Deliveries
 from services.queueing.backends.sqlite.events import EventLog, event
 from services.queueing.backends.sqlite.messages import Messages
+from services.queueing.backends.sqlite.snapshots import Snapshots
 from services.queueing.domain import (
     MAX_BATCH,
     DeadLetter,
@@ -28,7 +29,7 @@ from services.queueing.domain import (
     check_messages,
     check_refusals,
 )
-from services.queueing.resources import MAX_LEASE_S, Subscription, Topic
+from services.queueing.resources import MAX_LEASE_S, Snapshot, Subscription, Topic
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ class SqliteBroker:
         self._database = Database(file, max_waiting=max_waiting_writes, full_sync=full_sync)
         self._catalogue = Catalogue(self._database)
         self._events = EventLog(self._database, self._catalogue)
-        self._messages = Messages(self._database, self._catalogue, self._events, dedup_window_s)
+        self._snapshots = Snapshots(self._database, self._catalogue)
+        self._messages = Messages(
+            self._database, self._catalogue, self._events, self._snapshots, dedup_window_s
+        )
         self._dead = DeadLetters(self._database, self._catalogue, self._messages)
         self._deliveries = Deliveries(self._database, self._catalogue, self._messages, self._dead)
 
@@ -266,6 +270,9 @@ class SqliteBroker:
         def job() -> None:
             found = self._catalogue.attached(subscription)
             self._database.touched.add(subscription)
+            if position.snapshot:
+                self._restore(position.snapshot, found)
+                return
             if position.time is not None and not self._events.kept_for(found):
                 self._messages.drop_all(subscription, published_before=position.time)
                 return
@@ -276,3 +283,31 @@ class SqliteBroker:
             self._replay(topic, wanted, subscription)
 
         await self._database.run(job)
+
+    def _restore(self, snapshot: str, subscription: Subscription) -> None:
+        found = self._snapshots.get(snapshot)
+        found.check_seek(subscription)
+        self._messages.drop_all(subscription.name)
+        self._snapshots.restore(found, subscription)
+
+    # Snapshots.
+
+    async def create_snapshot(self, name: str, subscription: str, labels: dict[str, str]) -> Snapshot:
+        """See Broker."""
+        return await self._database.run(lambda: self._snapshots.create(name, subscription, labels))
+
+    async def get_snapshot(self, name: str) -> Snapshot:
+        """See Broker."""
+        return await self._database.run(lambda: self._snapshots.get(name))
+
+    async def update_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """See Broker."""
+        return await self._database.run(lambda: self._snapshots.update(snapshot))
+
+    async def list_snapshots(self, *, topic: str = "", limit: int, after: str = "") -> list[Snapshot]:
+        """See Broker."""
+        return await self._database.run(lambda: self._snapshots.page(topic, limit, after))
+
+    async def delete_snapshot(self, name: str) -> None:
+        """See Broker."""
+        await self._database.run(lambda: self._snapshots.delete(name))

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from services.queueing.backends.sqlite.catalogue import Catalogue
     from services.queueing.backends.sqlite.database import Database
     from services.queueing.backends.sqlite.events import EventLog
+    from services.queueing.backends.sqlite.snapshots import Snapshots
     from services.queueing.resources import Subscription
 
 STORED = "message_id, topic, data, attributes, published, ordering_key, priority, correlation_id"
 """Columns that messages, dead letters and events have in common; `retry` goes along."""
 PARKED = 1e15
-"""The due time of a message that waits for the one before it."""
+"""The due time of a message that waits for the one before it, and of those of snapshots."""
 
 
 def stored(row: tuple[Any, ...]) -> Stored:
@@ -57,12 +58,18 @@ class Messages:
     """Stores, delivers and drops. Methods are jobs' parts, to be called in the writer's thread."""
 
     def __init__(
-        self, database: Database, catalogue: Catalogue, events: EventLog, dedup_window_s: float
+        self,
+        database: Database,
+        catalogue: Catalogue,
+        events: EventLog,
+        snapshots: Snapshots,
+        dedup_window_s: float,
     ) -> None:
         self._database = database
         self._db = database.connection
         self._catalogue = catalogue
         self._events = events
+        self._snapshots = snapshots
         self._dedup_window_s = dedup_window_s
 
     def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
@@ -83,8 +90,7 @@ class Messages:
             if log is not None:
                 self._events.append(log, row, message.attributes.get("type", ""))
             takers = [s for s in subscribers if s.wants(message.attributes)]
-            if takers:
-                self._insert(row, takers, now, now + message.delay_s, message.ttl_s)
+            self._insert(row, takers, now, now + message.delay_s, message.ttl_s)
             ids.append(message_id)
         return ids
 
@@ -108,12 +114,23 @@ class Messages:
         )
 
     def _insert(
-        self, row: tuple[Any, ...], takers: Sequence[Subscription], now: float, due: float, ttl_s: float = 0
+        self,
+        row: tuple[Any, ...],
+        takers: Sequence[Subscription],
+        now: float,
+        due: float,
+        ttl_s: float = 0,
+        *,
+        published: bool = True,
     ) -> None:
+        keepers = self._snapshots.keepers(row[1], row[3]) if published else ()
+        if not takers and not keepers:
+            return
         cursor = self._db.execute(
             f"INSERT INTO messages ({STORED}, retry, holders) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constant
-            (*row, len(takers)),
+            (*row, len(takers) + len(keepers)),
         )
+        self._snapshots.keep(keepers, cursor.lastrowid, len(row[2]), due)
         number, size, key, priority = cursor.lastrowid, len(row[2]), row[5], row[6]
         for taker in takers:
             lives_s = ttl_s or taker.ttl_s
@@ -139,7 +156,7 @@ class Messages:
 
     def again(self, row: tuple[Any, ...], subscription: Subscription, due: float) -> None:
         """Store a copy of a message, its id and all, for one subscription."""
-        self._insert(row, [subscription], time.time(), due)
+        self._insert(row, [subscription], time.time(), due, published=False)
 
     def forward(self, row: tuple[Any, ...], topic: str, extra: dict[str, str], due: float) -> bool:
         """Store a copy of a message under another topic; false if nobody there would get it."""
@@ -184,7 +201,4 @@ class Messages:
             for (number,) in numbers:
                 self.drop(subscription, number)
             return
-        held = "SELECT message FROM deliveries WHERE subscription = ?"
-        self._db.execute(f"UPDATE messages SET holders = holders - 1 WHERE id IN ({held})", (subscription,))  # noqa: S608 - constant
-        self._db.execute(f"DELETE FROM messages WHERE holders <= 0 AND id IN ({held})", (subscription,))  # noqa: S608 - constant
-        self._db.execute("DELETE FROM deliveries WHERE subscription = ?", (subscription,))
+        self._snapshots.release(subscription)

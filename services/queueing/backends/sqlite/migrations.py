@@ -76,4 +76,12 @@ CREATE TABLE deferred (
 CREATE INDEX deferred_by_due ON deferred (due, id);
 CREATE INDEX deferred_by_subscription ON deferred (subscription, message_id);
 """
-MIGRATIONS = (_FIRST, _ORDER_PRIORITY_LOG, _DEFERRED)
+
+_SNAPSHOTS = """
+CREATE TABLE snapshots (
+    name TEXT PRIMARY KEY, topic TEXT NOT NULL, filter TEXT NOT NULL, expires REAL NOT NULL,
+    labels TEXT NOT NULL, created REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX snapshots_by_topic ON snapshots (topic, name);
+"""
+MIGRATIONS = (_FIRST, _ORDER_PRIORITY_LOG, _DEFERRED, _SNAPSHOTS)

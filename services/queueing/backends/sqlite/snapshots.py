@@ -1,0 +1,197 @@
+"""Snapshots as rows; what one keeps are deliveries that nobody is given.
+
+So a message is stored once, however many snapshots and subscriptions hold it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from services.queueing.resources import Priority, Snapshot, snapshot_of
+from services.runtime.errors import AlreadyExistsError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from services.queueing.backends.sqlite.catalogue import Catalogue
+    from services.queueing.backends.sqlite.database import Database
+    from services.queueing.resources import Subscription
+
+_COLUMNS = "name, topic, filter, expires, labels, created"
+_NEVER = 1e15
+
+
+def holder(name: str) -> str:
+    """Under which a snapshot's deliveries are: no subscription has such a name."""
+    return f"@{name}"
+
+
+class Snapshots:
+    """Makes, keeps and restores. Methods are jobs' parts, to be called in the writer's thread."""
+
+    def __init__(self, database: Database, catalogue: Catalogue) -> None:
+        self._db = database.connection
+        self._catalogue = catalogue
+        self._known: list[Snapshot] | None = None
+        self._next_expiry = 0.0
+        database.on_rollback.append(self.forget)
+
+    def forget(self) -> None:
+        """Read again from the file what was remembered."""
+        self._known = None
+
+    def _every(self) -> list[Snapshot]:
+        """All that have not expired."""
+        now = time.time()
+        if self._known is None or now >= self._next_expiry:
+            rows = self._db.execute(f"SELECT {_COLUMNS} FROM snapshots").fetchall()  # noqa: S608 - constant
+            every = [_snapshot(row) for row in rows]
+            for old in every:
+                if old.expires <= now:
+                    self._delete(old.name)
+            self._known = [snapshot for snapshot in every if snapshot.expires > now]
+            self._next_expiry = min((snapshot.expires for snapshot in self._known), default=_NEVER)
+        return self._known
+
+    # What exists.
+
+    def create(self, name: str, subscription: str, labels: Mapping[str, str]) -> Snapshot:
+        """Keep what a subscription holds."""
+        found = self._catalogue.attached(subscription)
+        self._every()
+        (oldest,) = self._db.execute(
+            "SELECT min(m.published) FROM deliveries d JOIN messages m ON m.id = d.message"
+            " WHERE d.subscription = ?",
+            (subscription,),
+        ).fetchone()
+        created = snapshot_of(name, found, labels, oldest=oldest or 0.0, now=time.time())
+        inserted = self._db.execute(
+            f"INSERT INTO snapshots ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",  # noqa: S608 - constant
+            _row(created),
+        )
+        if inserted.rowcount == 0:
+            raise AlreadyExistsError(
+                f"snapshot {name!r} exists", reason="SNAPSHOT_EXISTS", metadata={"snapshot": name}
+            )
+        self._db.execute(
+            "INSERT INTO deliveries (subscription, message, due, size, priority, not_before)"
+            " SELECT ?, message, ?, size, priority, not_before FROM deliveries WHERE subscription = ?",
+            (holder(name), _NEVER, subscription),
+        )
+        self._hold(holder(name))
+        self.forget()
+        return created
+
+    def get(self, name: str) -> Snapshot:
+        """Read a snapshot."""
+        for snapshot in self._every():
+            if snapshot.name == name:
+                return snapshot
+        raise NotFoundError(f"no snapshot {name!r}", reason="SNAPSHOT_NOT_FOUND", metadata={"snapshot": name})
+
+    def page(self, topic: str, limit: int, after: str) -> list[Snapshot]:
+        """Read snapshots in order of names."""
+        found = [s for s in self._every() if s.name > after and topic in {"", s.topic}]
+        return sorted(found, key=lambda snapshot: snapshot.name)[:limit]
+
+    def update(self, snapshot: Snapshot) -> Snapshot:
+        """Replace labels and expiry."""
+        present = self.get(snapshot.name)
+        present.check_change(snapshot, time.time())
+        changed = replace(snapshot, created=present.created)
+        query = f"INSERT OR REPLACE INTO snapshots ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 - constant
+        self._db.execute(query, _row(changed))
+        self.forget()
+        return changed
+
+    def delete(self, name: str) -> None:
+        """Delete a snapshot with what it keeps."""
+        self.get(name)
+        self._delete(name)
+        self.forget()
+
+    def _delete(self, name: str) -> None:
+        self.release(holder(name))
+        self._db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
+
+    # What they keep.
+
+    def keepers(self, topic: str, attributes: str) -> Sequence[str]:
+        """Snapshots that keep a message published to a topic, its attributes as JSON."""
+        every = self._every()
+        if not every:
+            return ()
+        read = json.loads(attributes)
+        return [snapshot.name for snapshot in every if snapshot.keeps(topic, read)]
+
+    def keep(self, names: Sequence[str], number: int | None, size: int, due: float) -> None:
+        """Note a message that was stored with these among its holders."""
+        self._db.executemany(
+            "INSERT INTO deliveries (subscription, message, due, size, not_before) VALUES (?, ?, ?, ?, ?)",
+            [(holder(name), number, _NEVER, size, due) for name in names],
+        )
+
+    def restore(self, snapshot: Snapshot, subscription: Subscription) -> None:
+        """Let an emptied subscription hold what a snapshot keeps."""
+        rows = self._db.execute(
+            "SELECT d.message, d.size, d.not_before, m.priority, m.ordering_key,"
+            " CASE WHEN ? THEN m.attributes END FROM deliveries d JOIN messages m ON m.id = d.message"
+            " WHERE d.subscription = ? ORDER BY d.message",
+            (bool(subscription.filter), holder(snapshot.name)),
+        )
+        self._db.executemany(
+            "INSERT INTO deliveries (subscription, message, size, priority, ordering_key, due, not_before,"
+            " expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            _restored(rows, subscription, time.time()),
+        )
+        self._hold(subscription.name)
+
+    def _hold(self, name: str) -> None:
+        """Count one more holder of each message of a holder that had none."""
+        self._db.execute(
+            "UPDATE messages SET holders = holders + 1 WHERE id IN"
+            " (SELECT message FROM deliveries WHERE subscription = ?)",
+            (name,),
+        )
+
+    def release(self, name: str) -> None:
+        """Be done with everything that a subscription or a snapshot holds."""
+        held = "SELECT message FROM deliveries WHERE subscription = ?"
+        self._db.execute(f"UPDATE messages SET holders = holders - 1 WHERE id IN ({held})", (name,))  # noqa: S608 - constant
+        self._db.execute(f"DELETE FROM messages WHERE holders <= 0 AND id IN ({held})", (name,))  # noqa: S608 - constant
+        self._db.execute("DELETE FROM deliveries WHERE subscription = ?", (name,))
+
+
+def _restored(
+    rows: Iterator[tuple[Any, ...]], subscription: Subscription, now: float
+) -> Iterator[tuple[Any, ...]]:
+    expires = now + subscription.ttl_s if subscription.ttl_s else None
+    behind: set[str] = set()
+    for number, size, not_before, priority, key, attributes in rows:
+        if attributes is not None and not subscription.wants(json.loads(attributes)):
+            continue
+        due = max(now, not_before)
+        if not subscription.ordered:
+            yield subscription.name, number, size, priority, "", due, due, expires
+            continue
+        first = not key or key not in behind
+        behind.add(key)
+        yield (
+            *(subscription.name, number, size, int(Priority.NORMAL), key),
+            *(due if first else _NEVER, due, expires),
+        )
+
+
+def _row(snapshot: Snapshot) -> tuple[Any, ...]:
+    return (
+        *(snapshot.name, snapshot.topic, snapshot.filter, snapshot.expires),
+        *(json.dumps(snapshot.labels), snapshot.created),
+    )
+
+
+def _snapshot(row: tuple[Any, ...]) -> Snapshot:
+    name, topic, expression, expires, labels, created = row
+    return Snapshot(name, topic, expression, expires, json.loads(labels), created)
