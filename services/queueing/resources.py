@@ -219,7 +219,7 @@ class Snapshot:
 
     def __post_init__(self) -> None:
         check_name(self.name, "snapshot.name")
-        _check_labels(self.labels, "snapshot.labels")
+        check_labels(self.labels, "snapshot.labels")
 
     def keeps(self, topic: str, attributes: Mapping[str, str]) -> bool:
         """Whether it keeps a message published to this topic."""
