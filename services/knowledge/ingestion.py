@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
-from plexus.client.queue import RejectError, consume
+from plexus.client.subscriber import RejectError, Subscriber
 from services.knowledge.chunking import chunk, title_of
 from services.knowledge.domain import State, check_document, document_id
 from services.knowledge.engines import SUBSCRIPTION, Engines
@@ -152,13 +152,14 @@ class Ingestion:
     async def work(self) -> None:
         """Take tasks from the queue for ever."""
         await self._prepared.wait()
-        await consume(
+        subscriber = Subscriber(
             self._engines.queueing,
             SUBSCRIPTION,
             self._handle,
             concurrency=self._config.workers,
             on_error=lambda error: log.warning("ingestion_failed", error=type(error).__name__),
         )
+        await subscriber.run()
 
     async def _handle(self, delivery: queueing_pb2.Delivery) -> None:
         known = await self._store.task(delivery.data.decode())

@@ -45,6 +45,7 @@ class _Said:
     acknowledge: Sequence[str]
     refusals: Sequence[Refusal]
     extensions: Sequence[tuple[str, float]]
+    drain: bool
 
 
 def _said(request: queueing_pb2.StreamingPullRequest) -> _Said:
@@ -52,6 +53,7 @@ def _said(request: queueing_pb2.StreamingPullRequest) -> _Said:
         list(request.acknowledge),
         convert.refusals_from(request.nack),
         convert.extensions_from(request.extend),
+        request.drain,
     )
 
 

@@ -41,6 +41,11 @@ class Instructions(Protocol):
         """Leases it wants longer: id and seconds from now."""
         ...
 
+    @property
+    def drain(self) -> bool:
+        """Whether it wants nothing more."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FlowControl:
@@ -73,6 +78,7 @@ class Consumer:
         self._flow = flow
         self._held: dict[str, int] = {}
         self._room = asyncio.Event()
+        self._draining = asyncio.Event()
         # The reader stops when the consumer does not take what it is sent.
         self._out: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(maxsize=4)
 
@@ -105,6 +111,8 @@ class Consumer:
     async def _read(self, instructions: AsyncIterator[Instructions]) -> None:
         async for said in instructions:
             expired: list[str] = []
+            if said.drain:
+                self._draining.set()
             if said.acknowledge:
                 expired += await self._broker.acknowledge(self._subscription, said.acknowledge)
             if said.refusals:
@@ -121,7 +129,7 @@ class Consumer:
                 await self._out.put(Batch([], expired))
 
     async def _pull(self) -> None:
-        while True:
+        while not self._draining.is_set():
             count = self._flow.messages - len(self._held)
             size = self._flow.content_bytes - sum(self._held.values())
             if count <= 0 or (size <= 0 and self._held):
@@ -134,9 +142,12 @@ class Consumer:
                 max_bytes=max(size, 1),
                 wait_s=_PULL_WAIT_S,
             )
-            if deliveries:
+            if deliveries and self._draining.is_set():  # asked for before
+                await self._broker.extend(self._subscription, [(each.ack_id, 0.0) for each in deliveries])
+            elif deliveries:
                 self._held.update((delivery.ack_id, len(delivery.data)) for delivery in deliveries)
                 await self._out.put(Batch(deliveries, []))
+        await asyncio.Event().wait()  # the consumer ends its stream
 
 
 async def in_order(

@@ -95,6 +95,20 @@ class BrokerContract:
         with pytest.raises(NotFoundError):
             await broker.subscribers("nothing")
 
+    async def test_a_puller_that_goes_away_takes_nothing_with_it(self, broker: Broker) -> None:
+        await subscribe(broker)
+        bodies_sent = [str(number) for number in range(20)]
+        await publish(broker, *bodies_sent)
+        for turns in range(8):
+            puller = asyncio.create_task(pull(broker, count=2))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            puller.cancel()
+            await asyncio.gather(puller, return_exceptions=True)
+            if not puller.cancelled():
+                await broker.extend("work", [(each.ack_id, 0.0) for each in puller.result()])
+        assert await settled(broker, ready=20)
+
     async def test_an_acknowledged_message_is_gone(self, broker: Broker) -> None:
         await subscribe(broker)
         await publish(broker, "a")

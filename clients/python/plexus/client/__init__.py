@@ -19,18 +19,22 @@ if TYPE_CHECKING:
     from plexus.client.channel import Mesh, MeshChannel
     from plexus.client.failures import Problem, Violation, problem
     from plexus.client.join import NotJoinedError, connect
-    from plexus.client.queue import RejectError, consume
+    from plexus.client.publisher import Publisher, PublishError
     from plexus.client.state import default_state_dir
+    from plexus.client.subscriber import RejectError, RetryLaterError, Subscriber
 
 __all__ = [
     "Mesh",
     "MeshChannel",
     "NotJoinedError",
     "Problem",
+    "PublishError",
+    "Publisher",
     "RejectError",
+    "RetryLaterError",
+    "Subscriber",
     "Violation",
     "connect",
-    "consume",
     "default_state_dir",
     "problem",
 ]
@@ -40,10 +44,13 @@ _HOMES = {
     "MeshChannel": "channel",
     "NotJoinedError": "join",
     "Problem": "failures",
-    "RejectError": "queue",
+    "PublishError": "publisher",
+    "Publisher": "publisher",
+    "RejectError": "subscriber",
+    "RetryLaterError": "subscriber",
+    "Subscriber": "subscriber",
     "Violation": "failures",
     "connect": "join",
-    "consume": "queue",
     "default_state_dir": "state",
     "problem": "failures",
 }

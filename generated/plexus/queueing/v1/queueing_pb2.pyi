@@ -1637,12 +1637,15 @@ class StreamingPullRequest(_message.Message):
     ACKNOWLEDGE_FIELD_NUMBER: _builtins.int
     NACK_FIELD_NUMBER: _builtins.int
     EXTEND_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     subscription: _builtins.str
     """Name."""
     max_outstanding_messages: _builtins.int
     """Messages the consumer holds at once, 1 to 10,000. Default 100."""
     max_outstanding_bytes: _builtins.int
     """Bytes of content it holds at once; one message is always sent. Default 64 MiB."""
+    drain: _builtins.bool
+    """Deliver nothing more: the consumer finishes what it has, and then ends the stream."""
     @_builtins.property
     def acknowledge(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Done with these."""
@@ -1664,10 +1667,11 @@ class StreamingPullRequest(_message.Message):
         acknowledge: _abc.Iterable[_builtins.str] | None = ...,
         nack: _abc.Iterable[Global___Refusal] | None = ...,
         extend: _abc.Iterable[Global___Extension] | None = ...,
+        drain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "extend", b"extend", "max_outstanding_bytes", b"max_outstanding_bytes", "max_outstanding_messages", b"max_outstanding_messages", "nack", b"nack", "subscription", b"subscription"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "drain", b"drain", "extend", b"extend", "max_outstanding_bytes", b"max_outstanding_bytes", "max_outstanding_messages", b"max_outstanding_messages", "nack", b"nack", "subscription", b"subscription"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

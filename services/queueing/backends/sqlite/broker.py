@@ -71,6 +71,7 @@ class SqliteBroker:
         )
         self._dead = DeadLetters(self._database, self._catalogue, self._messages)
         self._deliveries = Deliveries(self._database, self._catalogue, self._messages, self._dead)
+        self._giving_back: set[asyncio.Task[list[str]]] = set()
 
     async def __aenter__(self) -> Self:
         """Start the writer."""
@@ -174,9 +175,7 @@ class SqliteBroker:
         deadline = time.monotonic() + min(wait_s, _WAIT_BOUND_S)
         while True:
             news = self._database.news(subscription)
-            deliveries, earliest = await self._database.run(
-                lambda: self._deliveries.lease(subscription, max_messages, max_bytes)
-            )
+            deliveries, earliest = await self._lease(subscription, max_messages, max_bytes)
             left = deadline - time.monotonic()
             if deliveries or left <= 0:
                 return deliveries
@@ -186,6 +185,35 @@ class SqliteBroker:
                     await news.wait()
             except TimeoutError:
                 continue  # something is due, or the wait is over
+
+    async def _lease(
+        self, subscription: str, max_messages: int, max_bytes: int
+    ) -> tuple[list[Delivery], float | None]:
+        leased: list[Delivery] = []
+
+        def job() -> tuple[list[Delivery], float | None]:
+            deliveries, earliest = self._deliveries.lease(subscription, max_messages, max_bytes)
+            leased[:] = deliveries
+            return deliveries, earliest
+
+        try:
+            return await self._database.run(job)
+        except asyncio.CancelledError:
+            # The job is done all the same, and nobody would have what it leased. Jobs run in order, so the
+            # next one knows.
+            back = asyncio.create_task(
+                self._database.run(
+                    lambda: self._deliveries.extend(subscription, [(each.ack_id, 0.0) for each in leased])
+                )
+            )
+            self._giving_back.add(back)
+            back.add_done_callback(self._given_back)
+            raise
+
+    def _given_back(self, task: asyncio.Task[list[str]]) -> None:
+        self._giving_back.discard(task)
+        if not task.cancelled():
+            task.exception()  # closed meanwhile, or deleted: the lease ends by itself
 
     async def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> list[str]:
         """See Broker."""

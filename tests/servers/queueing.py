@@ -1,0 +1,106 @@
+"""The queueing service alone, in a process that a test may kill: no mesh, no TLS, any broker.
+
+python -m tests.servers.queueing PORT FOLDER [AMQP_URL]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import grpc.aio
+
+from plexus.queueing.v1 import queueing_pb2_grpc
+from services.queueing.backends.rabbit import RabbitBroker
+from services.queueing.backends.sqlite import SqliteBroker
+from services.queueing.calls import Calls
+from services.queueing.servicer import QueueingServicer
+from services.runtime.access import AllowAll
+from services.runtime.config import ServerConfig
+from services.runtime.pipeline import Pipeline
+from services.runtime.service import message_limits
+from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_READY_S = 100.0
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+class QueueingServer:
+    """The process, on one port and folder for all its lives; use it with `with`."""
+
+    def __init__(self, folder: Path, amqp_url: str = "") -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._arguments = [str(self.port), str(folder), *([amqp_url] if amqp_url else [])]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.servers.queueing", *self._arguments],
+                cwd=_PROJECT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + _READY_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            written = (self._folder / "server.log").read_text()
+            assert self._process.poll() is None, written
+            assert time.monotonic() < deadline, written
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def channel(self) -> grpc.aio.Channel:
+        """A channel that finds it again soon."""
+        options = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.initial_reconnect_backoff_ms", 100)]
+        return grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+async def _main(port: str, folder: str, amqp_url: str = "") -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    path = Path(folder)
+    opened = (
+        RabbitBroker(amqp_url, path / "state.sqlite") if amqp_url else SqliteBroker(path / "queue.sqlite")
+    )
+    async with opened as broker, Calls(broker) as calls:
+        config = ServerConfig()
+        pipeline = Pipeline("queueing", config, AllowAll(), trusted_peer="cli")
+        server = grpc.aio.server(interceptors=[pipeline], options=message_limits(config))
+        queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker, calls), server)
+        server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        await stop.wait()
+        await server.stop(5)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*sys.argv[1:]))
