@@ -35,3 +35,9 @@ class QueueingConfig(Section):
     """Of this machine, where clients of Google Pub/Sub are served without TLS or identity; 0 is none."""
     full_sync: bool = True
     """Whether a publish waits until the disk has it; without, the loss of power may lose messages."""
+    max_schedules: int = 100_000
+    """How many schedules there may be."""
+    schedule_min_interval_s: float = 1.0
+    """Shortest interval of a schedule's `every`."""
+    schedule_poll_s: float = 5.0
+    """Within this a replica notices what others changed in the schedules, and that the clock was set."""

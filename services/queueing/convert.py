@@ -127,6 +127,15 @@ def _retry_from(retry: queueing_pb2.RetryPolicy) -> RetryPolicy:
     )
 
 
+def _retry_to(retry: RetryPolicy) -> queueing_pb2.RetryPolicy:
+    return queueing_pb2.RetryPolicy(
+        backoff=_BACKOFFS_TO[retry.backoff],
+        minimum=_duration(retry.minimum_s),
+        maximum=_duration(retry.maximum_s),
+        max_attempts=retry.max_attempts,
+    )
+
+
 def subscription_from(message: queueing_pb2.Subscription) -> Subscription:
     """The domain's subscription, with its defaults for what is absent."""
     return Subscription(
@@ -147,17 +156,11 @@ def subscription_from(message: queueing_pb2.Subscription) -> Subscription:
 
 def subscription_to(subscription: Subscription) -> queueing_pb2.Subscription:
     """The proto's subscription."""
-    retry = subscription.retry
     return queueing_pb2.Subscription(
         name=subscription.name,
         topic=subscription.topic,
         ack_deadline=_duration(subscription.ack_deadline_s),
-        retry=queueing_pb2.RetryPolicy(
-            backoff=_BACKOFFS_TO[retry.backoff],
-            minimum=_duration(retry.minimum_s),
-            maximum=_duration(retry.maximum_s),
-            max_attempts=retry.max_attempts,
-        ),
+        retry=_retry_to(subscription.retry),
         create_time=_timestamp(subscription.created),
         filter=subscription.filter,
         ordered=subscription.ordered,
@@ -201,6 +204,21 @@ def reply_to(reply: Reply) -> queueing_pb2.CallResponse:
     if reply.kind is Kind.PROGRESS:
         return queueing_pb2.CallResponse(progress=queueing_pb2.CallProgress(data=reply.data))
     return queueing_pb2.CallResponse(result=queueing_pb2.CallResult(data=reply.data))
+
+
+def message_to(message: Message) -> queueing_pb2.Message:
+    """The proto's message."""
+    return queueing_pb2.Message(
+        data=message.data,
+        attributes=message.attributes,
+        dedup_id=message.dedup_id,
+        delay=_duration(message.delay_s) if message.delay_s else None,
+        ordering_key=message.ordering_key,
+        priority=_PRIORITIES_TO[message.priority],
+        ttl=_duration(message.ttl_s) if message.ttl_s else None,
+        correlation_id=message.correlation_id,
+        retry=_retry_to(message.retry) if message.retry else None,
+    )
 
 
 def delivery_to(delivery: Delivery) -> queueing_pb2.Delivery:

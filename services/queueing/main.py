@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from plexus.queueing.v1 import queueing_pb2_grpc
+from plexus.queueing.v1 import queueing_pb2_grpc, schedules_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.config import QueueingConfig
+from services.queueing.schedules.runner import Runner
+from services.queueing.schedules.servicer import ScheduleServicer
+from services.queueing.schedules.store import ScheduleStore
 from services.queueing.servicer import QueueingServicer
 from services.queueing.state import Database
 from services.runtime.access import AllowAll
@@ -61,6 +65,26 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
         await stack.enter_async_context(_pubsub_face(runtime, broker, config.pubsub_port))
     calls = await stack.enter_async_context(Calls(broker))
     queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker, calls), runtime.server)
+    schedules = await _schedules(runtime, stack, broker, database)
+    schedules_pb2_grpc.add_ScheduleServiceServicer_to_server(schedules, runtime.server)
+
+
+async def _schedules(
+    runtime: ServiceRuntime, stack: AsyncExitStack, broker: Broker, database: Database
+) -> ScheduleServicer:
+    """Fire the schedules of the database."""
+    config = runtime.config(QueueingConfig)
+    store = ScheduleStore(database)
+    await store.migrate()
+    runner = Runner(broker, database, dedup_window_s=config.dedup_window_s, poll_s=config.schedule_poll_s)
+    await stack.enter_async_context(runner.running(lambda loop: runtime.spawn(loop, name="schedules")))
+    return ScheduleServicer(
+        store,
+        runner,
+        broker,
+        most=config.max_schedules,
+        shortest=timedelta(seconds=config.schedule_min_interval_s),
+    )
 
 
 @asynccontextmanager
@@ -83,4 +107,8 @@ async def _pubsub_face(runtime: ServiceRuntime, broker: Broker, port: int) -> As
         await server.stop(limits.drain_s)
 
 
-SERVICE = Service(name="queueing", compose=compose, proto_services=("plexus.queueing.v1.QueueingService",))
+SERVICE = Service(
+    name="queueing",
+    compose=compose,
+    proto_services=("plexus.queueing.v1.QueueingService", "plexus.queueing.v1.ScheduleService"),
+)

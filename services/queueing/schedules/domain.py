@@ -22,7 +22,7 @@ MAX_DATA_BYTES = 256 * 1024
 MAX_JITTER = timedelta(days=1)
 MAX_MISSED = 1000
 MAX_INTERVAL = timedelta(days=366)
-MAX_PREVIEW = 1000
+MAX_PREVIEW = 100
 HISTORY = 100
 """Runs of a schedule that are kept."""
 NAME_ATTRIBUTE = "plexus-schedule"
@@ -165,6 +165,7 @@ class Firing:
 
     uid: str
     name: str
+    fires: datetime
     run: Run
     topic: str
     message: Message
@@ -203,7 +204,7 @@ def check(name: str, definition: Definition, *, shortest: timedelta) -> None:
         raise InvalidArgumentError("each firing has one of its own", field="schedule.message.dedup_id")
     if len(message.data) > MAX_DATA_BYTES:
         raise InvalidArgumentError(f"at most {MAX_DATA_BYTES} bytes", field="schedule.message.data")
-    sample = Firing("", name, Run(1, _EPOCH, RunState.PENDING, 1), definition.topic, message)
+    sample = Firing("", name, _EPOCH, Run(1, _EPOCH, RunState.PENDING, 1), definition.topic, message)
     try:
         check_messages([sample.published_as()])
     except InvalidArgumentError as error:

@@ -194,7 +194,7 @@ def test_impossible_schedules_are_refused(settings: dict[str, object], field: st
 
 def test_a_firing_has_one_identity_and_says_what_it_is() -> None:
     (run,) = plan(schedule(), START + MINUTE).runs
-    firing = domain.Firing("uid", "s", run, "jobs", Message(b"x", {"k": "v"}))
+    firing = domain.Firing("uid", "s", run.due, run, "jobs", Message(b"x", {"k": "v"}))
     message = firing.published_as()
     assert message.attributes == {
         "k": "v",

@@ -167,7 +167,7 @@ class Schedule(_message.Message):
 
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
-        """Once, at a time to come."""
+        """Once, at a time that is still to come."""
 
     @_builtins.property
     def every(self) -> Global___Every:
@@ -175,7 +175,7 @@ class Schedule(_message.Message):
 
     @_builtins.property
     def message(self) -> _queueing_pb2.Message:
-        """What it publishes. Its dedup_id is not to be set: each firing has one of its own. A firing adds the attributes
+        """What it publishes, at most 256 KiB. Its dedup_id is not to be set: each firing has one of its own. A firing adds the attributes
         plexus-schedule (name) and plexus-schedule-due (RFC 3339).
         """
 
@@ -687,7 +687,7 @@ class PreviewScheduleRequest(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """How many firings, 1 to 1,000. Default 10."""
+    """How many firings, 1 to 100. Default 10."""
     @_builtins.property
     def schedule(self) -> Global___Schedule:
         """What says when: one of cron, at and every, and jitter, start_time, end_time, max_firings; the rest is not used. Jitter

@@ -113,8 +113,7 @@ class ScheduleServiceServicer:
     def UpdateSchedule(self, request, context):
         """Change a schedule, all but its name. A change of when it fires counts from now: nothing is made up for the time before.
         Repeating it with the same request_id and content returns what the first call returned.
-        Errors: NOT_FOUND, ABORTED when changed by somebody else meanwhile, those of CreateSchedule, INVALID_ARGUMENT for a path that
-        cannot be changed.
+        Errors: NOT_FOUND, those of CreateSchedule, INVALID_ARGUMENT for a path that cannot be changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

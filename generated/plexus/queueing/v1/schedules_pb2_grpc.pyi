@@ -30,8 +30,7 @@ class ScheduleServiceStub:
     UpdateSchedule: _aio.UnaryUnaryMultiCallable[_schedules_pb2.UpdateScheduleRequest, _schedules_pb2.Schedule]
     """Change a schedule, all but its name. A change of when it fires counts from now: nothing is made up for the time before.
     Repeating it with the same request_id and content returns what the first call returned.
-    Errors: NOT_FOUND, ABORTED when changed by somebody else meanwhile, those of CreateSchedule, INVALID_ARGUMENT for a path that
-    cannot be changed.
+    Errors: NOT_FOUND, those of CreateSchedule, INVALID_ARGUMENT for a path that cannot be changed.
     """
     ListSchedules: _aio.UnaryUnaryMultiCallable[_schedules_pb2.ListSchedulesRequest, _schedules_pb2.ListSchedulesResponse]
     """List schedules by name.
@@ -97,8 +96,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_schedules_pb2.Schedule]:
         """Change a schedule, all but its name. A change of when it fires counts from now: nothing is made up for the time before.
         Repeating it with the same request_id and content returns what the first call returned.
-        Errors: NOT_FOUND, ABORTED when changed by somebody else meanwhile, those of CreateSchedule, INVALID_ARGUMENT for a path that
-        cannot be changed.
+        Errors: NOT_FOUND, those of CreateSchedule, INVALID_ARGUMENT for a path that cannot be changed.
         """
 
     @_abc_1.abstractmethod
