@@ -1,4 +1,4 @@
-"""Clients of Pub/Sub on either backend."""
+"""Fixtures of the queueing service's tests: clients of Pub/Sub on either backend, databases for the state."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import pytest
 
 from services.queueing.backends.rabbit import RabbitBroker
 from services.queueing.backends.sqlite import SqliteBroker
+from services.queueing.state import Database
 from tests.queueing.pubsub_clients import Clients, Server, pubsub_clients, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+    from tests.servers.postgres import PostgresServer
 
 
 @pytest.fixture(params=["sqlite", "rabbitmq"])
@@ -47,3 +50,21 @@ def sqlite_clients(tmp_path: Path) -> Iterator[Clients]:
         pubsub_clients(server.address()) as clients,
     ):
         yield clients
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a test keeps its state; each such test runs on both kinds of database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/state.sqlite"
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+async def state(state_url: str) -> AsyncIterator[Database]:
+    """An empty database of the state; each such test runs on both kinds."""
+    async with Database(state_url) as database:
+        yield database
