@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ from services.queueing.backends.rabbit import RabbitBroker
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.servicer import QueueingServicer
+from services.queueing.state import Database
 from services.runtime.access import AllowAll
 from services.runtime.config import ServerConfig, TelemetryConfig
 from services.runtime.pipeline import Pipeline
@@ -53,8 +54,12 @@ RATE_PER_S = 200
 async def serve(url: str, folder: Path) -> None:
     """Run the service until standard input ends."""
     broker: RabbitBroker | SqliteBroker
-    broker = RabbitBroker(url, folder / "state.sqlite") if url else SqliteBroker(folder / "queue.sqlite")
-    async with broker:
+    async with AsyncExitStack() as stack:
+        if url:
+            database = await stack.enter_async_context(Database(f"sqlite:///{folder / 'state.sqlite'}"))
+            broker = await stack.enter_async_context(RabbitBroker(url, database))
+        else:
+            broker = await stack.enter_async_context(SqliteBroker(folder / "queue.sqlite"))
         config = ServerConfig()
         pipeline = Pipeline("queueing", config, AllowAll(), trusted_peer="bench")
         server = grpc.aio.server(interceptors=[pipeline], options=message_limits(config))

@@ -45,7 +45,7 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
         broker = await stack.enter_async_context(
             RabbitBroker(
                 config.rabbitmq_url.get_secret_value(),
-                runtime.data_dir / "rabbitmq.sqlite",
+                database,
                 dedup_window_s=config.dedup_window_s,
                 max_waiting_writes=config.max_waiting_writes,
                 heartbeat_s=config.heartbeat_s,

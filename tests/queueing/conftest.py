@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.queueing.backends.rabbit import RabbitBroker
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.state import Database
 from tests.queueing.pubsub_clients import Clients, Server, pubsub_clients, serving
+from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,7 +25,7 @@ def make_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
         return lambda: SqliteBroker(tmp_path / "queue.sqlite")
     rabbitmq = request.getfixturevalue("rabbitmq")
     url = rabbitmq.url(request.getfixturevalue("rabbitmq_vhost"))
-    return lambda: RabbitBroker(url, tmp_path / "state.sqlite")
+    return lambda: rabbit_broker(url, tmp_path / "state.sqlite")
 
 
 @pytest.fixture

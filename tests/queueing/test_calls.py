@@ -13,16 +13,17 @@ import pytest
 from plexus.client.failures import problem
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
-from services.queueing.backends.rabbit import RabbitBroker
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import ALIVE, PREFIX, Calls
 from services.queueing.domain import Message, Where
 from services.queueing.replies import Kind, Reply, request_of
 from services.queueing.resources import Subscription, Topic
 from services.queueing.servicer import QueueingServicer
+from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from services.queueing.domain import Broker
@@ -34,13 +35,13 @@ LONG_S = 120.0
 
 @pytest.fixture(params=["sqlite", "rabbitmq"])
 async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
-    opened: SqliteBroker | RabbitBroker
+    opened: AbstractAsyncContextManager[Broker]
     if request.param == "sqlite":
         opened = SqliteBroker(tmp_path / "queue.sqlite")
     else:
         vhost = request.getfixturevalue("rabbitmq_vhost")
         url = request.getfixturevalue("rabbitmq").url(vhost)
-        opened = RabbitBroker(url, tmp_path / "state.sqlite")
+        opened = rabbit_broker(url, tmp_path / "state.sqlite")
     async with opened as broker:
         await broker.create_topic(Topic("jobs"))
         await broker.create_subscription(Subscription("work", "jobs"))

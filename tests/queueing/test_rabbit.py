@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
-from services.queueing.backends.rabbit import RabbitBroker
+from services.queueing.backends.rabbit.store import SqlState
+from services.queueing.backends.rabbit.store.tables import METADATA, SCHEMA
 from services.queueing.domain import Events, Message
 from services.queueing.resources import Topic
+from services.queueing.state import Database
 from services.runtime.errors import UnimplementedError
-from tests.contracts.broker import BrokerContract
+from tests.contracts.broker import BrokerContract, publish, subscribe
+from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
+    from sqlalchemy import Connection
+
+    from services.queueing.backends.rabbit import RabbitBroker
     from services.queueing.domain import Broker
     from tests.servers.rabbitmq import RabbitServer
 
@@ -30,8 +39,8 @@ def url(rabbitmq: RabbitServer, rabbitmq_vhost: str) -> str:
 
 class TestRabbitBroker(BrokerContract):
     @pytest.fixture
-    async def broker(self, url: str, tmp_path: Path) -> AsyncIterator[RabbitBroker]:
-        async with RabbitBroker(url, tmp_path / "state.sqlite") as broker:
+    async def broker(self, url: str, state_url: str) -> AsyncIterator[RabbitBroker]:
+        async with rabbit_broker(url, state_url) as broker:
             await broker.create_topic(Topic("jobs"))
             yield broker
 
@@ -50,3 +59,72 @@ class TestRabbitBroker(BrokerContract):
         for _ in range(30):
             await broker.publish("audit", [Message(b"x" * 100_000)])
         assert len(await broker.list_events("audit", Events(), limit=100)) < 20
+
+
+async def test_the_steps_lead_to_the_tables(state: Database) -> None:
+    await state.migrate(SCHEMA)
+
+    def differences(connection: Connection) -> list[Any]:
+        options = {"include_name": lambda name, kind, _: kind != "table" or str(name).startswith("queues_")}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), METADATA))
+
+    async with state.transaction() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def open_state(stack: AsyncExitStack, url: str, **settings: Any) -> SqlState:
+    """The state as a replica opens it."""
+    database = await stack.enter_async_context(Database(url))
+    defaults = {"dedup_window_s": 600, "hold_s": 12, "max_waiting": 1000}
+    return await stack.enter_async_context(SqlState(database, **{**defaults, **settings}))
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def test_of_two_who_publish_the_same_at_once_one_does(state_url: str, stack: AsyncExitStack) -> None:
+    state = await open_state(stack, state_url)
+    topic = await state.create_topic(Topic("jobs"))
+    message = Message(b"", dedup_id="a\0b")
+    found = await asyncio.gather(*(state.reserve(topic, [(message, str(n))]) for n in range(20)))
+    assert sum(reservation.ours for (reservation,) in found) == 1
+    assert len({reservation.message_id for (reservation,) in found}) == 1
+    assert not any(reservation.published for (reservation,) in found)
+    await state.confirmed(topic, [message])
+    (again,) = await state.reserve(topic, [(message, "other")])
+    assert (again.published, again.ours, again.message_id) == (True, False, found[0][0].message_id)
+
+
+@pytest.mark.parametrize("how", ["released", "expired"])
+async def test_an_id_whose_message_was_not_confirmed_is_given_again_for_the_same_message(
+    state_url: str, stack: AsyncExitStack, how: str
+) -> None:
+    state = await open_state(stack, state_url, hold_s=0.05 if how == "expired" else 60)
+    topic = await state.create_topic(Topic("jobs"))
+    message = Message(b"", dedup_id="a")
+    await state.reserve(topic, [(message, "first")])
+    if how == "released":
+        await state.released(topic, [message])
+    async with asyncio.timeout(30):
+        while not (reservation := (await state.reserve(topic, [(message, "second")]))[0]).ours:  # noqa: ASYNC110 - polls a database
+            await asyncio.sleep(0.01)
+    assert (reservation.message_id, reservation.published) == ("first", False)
+
+
+async def test_a_topic_that_is_made_again_knows_no_ids(broker_of_jobs: RabbitBroker) -> None:
+    await subscribe(broker_of_jobs)
+    first = await publish(broker_of_jobs, "a", dedup_id="same")
+    assert await publish(broker_of_jobs, "a", dedup_id="same") == first
+    await broker_of_jobs.delete_topic("jobs")
+    await broker_of_jobs.create_topic(Topic("jobs"))
+    assert await publish(broker_of_jobs, "a", dedup_id="same") != first
+
+
+@pytest.fixture
+async def broker_of_jobs(url: str, state_url: str) -> AsyncIterator[RabbitBroker]:
+    async with rabbit_broker(url, state_url) as broker:
+        await broker.create_topic(Topic("jobs"))
+        yield broker

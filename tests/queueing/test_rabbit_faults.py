@@ -11,17 +11,18 @@ import aio_pika
 import httpx
 import pytest
 
-from services.queueing.backends.rabbit import RabbitBroker
 from services.queueing.backends.rabbit.topology import PERMISSION, definitions, queue_name
 from services.queueing.domain import Message, Refusal, Where
 from services.queueing.resources import Priority, Subscription, Topic
 from services.runtime.errors import ResourceExhaustedError, UnavailableError
 from tests.contracts.broker import AT_ONCE, bodies, publish, pull, subscribe
+from tests.queueing.rabbit import rabbit_broker
 from tests.servers.rabbitmq import RabbitServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from services.queueing.backends.rabbit import RabbitBroker
     from services.queueing.domain import Delivery
 
 # One server for the module, since these tests harm it.
@@ -43,7 +44,7 @@ def vhost(server: RabbitServer) -> Iterator[str]:
 
 @pytest.fixture
 async def broker(server: RabbitServer, vhost: str, tmp_path: Path) -> AsyncIterator[RabbitBroker]:
-    async with RabbitBroker(
+    async with rabbit_broker(
         server.url(vhost), tmp_path / "state.sqlite", heartbeat_s=2, publish_deadline_s=3
     ) as broker:
         await broker.create_topic(Topic("jobs"))
@@ -158,13 +159,13 @@ async def test_leases_of_a_broker_that_closes_are_free_at_once(
     server: RabbitServer, vhost: str, tmp_path: Path
 ) -> None:
     url = server.url(vhost)
-    async with RabbitBroker(url, tmp_path / "state.sqlite") as first:
+    async with rabbit_broker(url, tmp_path / "state.sqlite") as first:
         await first.create_topic(Topic("jobs"))
         await first.create_subscription(Subscription("work", "jobs", retry=AT_ONCE))
         await publish(first, "a")
         (held,) = await pull(first)
         await publish(first, "later", delay_s=3600)
-    async with RabbitBroker(url, tmp_path / "state.sqlite") as second:
+    async with rabbit_broker(url, tmp_path / "state.sqlite") as second:
         (again,) = await pull(second, wait_s=30)
         assert (again.data, again.attempt) == (b"a", 1)
         assert await second.nack("work", [Refusal(held.ack_id)]) == [held.ack_id]
@@ -202,7 +203,7 @@ async def test_the_service_needs_no_more_rights_than_the_definitions_give(
         rights = dict.fromkeys(("configure", "write", "read"), PERMISSION)
         http.put(f"/permissions/{vhost}/{vhost}", json=rights).raise_for_status()
     url = httpx.URL(server.url(vhost)).copy_with(username=vhost, password="secret")
-    async with RabbitBroker(str(url), tmp_path / "state.sqlite") as broker:
+    async with rabbit_broker(str(url), tmp_path / "state.sqlite") as broker:
         await broker.create_topic(Topic("jobs", log=True))
         await subscribe(broker)
         await broker.publish("jobs", [Message(b"a"), Message(b"b", delay_s=0.01)])
@@ -217,7 +218,7 @@ async def test_wrong_credentials_are_told_as_an_unavailable_dependency(
     server: RabbitServer, vhost: str, tmp_path: Path
 ) -> None:
     url = httpx.URL(server.url(vhost)).copy_with(password="wrong")
-    async with RabbitBroker(str(url), tmp_path / "state.sqlite", publish_deadline_s=1) as broker:
+    async with rabbit_broker(str(url), tmp_path / "state.sqlite", publish_deadline_s=1) as broker:
         with pytest.raises(UnavailableError) as caught:
             await broker.create_topic(Topic("jobs", log=True))
         assert caught.value.metadata == {"dependency": "rabbitmq"}

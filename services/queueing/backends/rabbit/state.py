@@ -2,129 +2,213 @@
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
-from dataclasses import replace
-from typing import TYPE_CHECKING, Self
-
-from services.queueing.backends.rabbit.deferred import NEWS, Deferred
-from services.queueing.backends.sqlite.catalogue import Catalogue
-from services.queueing.backends.sqlite.database import Database
-from services.queueing.backends.sqlite.dead_letters import DeadLetters
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
-    from pathlib import Path
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from services.queueing.backends.rabbit.wire import Carried
-    from services.queueing.domain import Message
+    from services.queueing.domain import DeadLetter, DeadLetterStats, Message, Redrive, Where
     from services.queueing.resources import Subscription, Topic
 
 
-class State:
-    """One file; open it with `async with`. Every method is durable when it returns."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A topic and the subscriptions that follow it, whatever their filters."""
 
-    def __init__(self, file: Path, *, dedup_window_s: float, max_waiting: int) -> None:
-        self.database = Database(file, max_waiting=max_waiting)
-        self.catalogue = Catalogue(self.database)
-        self.deferred = Deferred(self.database, self.catalogue)
-        self.dead = DeadLetters(self.database, self.catalogue, self.deferred)
-        self._dedup_window_s = dedup_window_s
-        self._routes: dict[str, tuple[Topic, list[Subscription]]] = {}
+    topic: Topic
+    subscribers: Sequence[Subscription]
 
-    async def __aenter__(self) -> Self:
-        """Start the writer."""
-        await self.database.__aenter__()
-        return self
+
+@dataclass(frozen=True, slots=True)
+class Deferral:
+    """A message that waits for its time, for one subscription; `due` is seconds since 1970."""
+
+    subscription: str
+    carried: Carried
+    due: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What is known of a deduplication id.
+
+    Attributes:
+        message_id: Of the message that has it.
+        published: That message is with the broker.
+        ours: We are to publish it; if neither this nor `published`, somebody else is about to.
+    """
+
+    message_id: str
+    published: bool = False
+    ours: bool = False
+
+
+class State(Protocol):
+    """Every method is durable when it returns, and may be repeated when it raises UnavailableError.
+
+    Calls on a topic or subscription that does not exist raise NotFoundError.
+    """
+
+    async def __aenter__(self) -> Self: ...
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Finish what was taken and close."""
-        await self.database.__aexit__(kind, error, trace)
+    ) -> None: ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether other replicas use it too."""
+        ...
+
+    # The catalogue; what was asked for once is remembered, see `fresh`.
+
+    async def fresh(self) -> None:
+        """Forget what others have changed before this call."""
+        ...
+
+    async def route(self, topic: str) -> Route:
+        """Where messages of a topic go."""
+        ...
+
+    async def topic(self, name: str) -> Topic:
+        """Read a topic."""
+        ...
+
+    async def topics(self, limit: int, after: str) -> list[Topic]:
+        """Read topics in order of names."""
+        ...
+
+    async def create_topic(self, topic: Topic) -> Topic:
+        """Insert a topic.
+
+        Raises:
+            AlreadyExistsError: There is one.
+        """
+        ...
+
+    async def update_topic(self, topic: Topic) -> Topic:
+        """Replace a topic's settings."""
+        ...
+
+    async def delete_topic(self, name: str) -> None:
+        """Delete a topic."""
+        ...
+
+    async def subscription(self, name: str) -> Subscription:
+        """Read a subscription."""
+        ...
+
+    async def attached(self, name: str) -> Subscription:
+        """Read a subscription that may be pulled.
+
+        Raises:
+            FailedPreconditionError: It is detached.
+        """
+        ...
+
+    async def subscriptions(self, topic: str, limit: int, after: str) -> list[Subscription]:
+        """Read subscriptions in order of names."""
+        ...
+
+    async def create_subscription(self, subscription: Subscription) -> Subscription:
+        """Insert a subscription, or give the present one if it is the same.
+
+        Raises:
+            AlreadyExistsError: There is one with other settings.
+        """
+        ...
+
+    async def update_subscription(self, subscription: Subscription) -> Subscription:
+        """Replace a subscription's settings."""
+        ...
+
+    async def delete_subscription(self, name: str) -> None:
+        """Delete a subscription with its deferred messages and dead letters."""
+        ...
+
+    # Deduplication.
+
+    async def reserve(self, topic: Topic, wanted: Sequence[tuple[Message, str]]) -> list[Reservation]:
+        """Take the deduplication ids of messages, given with the ids they would have.
+
+        What is taken and not confirmed in time, or released, is given to the next with the same message id.
+        """
+        ...
+
+    async def confirmed(self, topic: Topic, messages: Sequence[Message]) -> None:
+        """Remember that messages with deduplication ids are with the broker."""
+        ...
+
+    async def released(self, topic: Topic, messages: Sequence[Message]) -> None:
+        """Let the next one publish what was reserved: whether it is with the broker is unknown."""
+        ...
+
+    async def tidy(self) -> None:
+        """Forget what is too old to matter."""
+        ...
+
+    # Deferred messages.
 
     def news(self) -> asyncio.Event:
-        """Set when something was deferred."""
-        return self.database.news(NEWS)
+        """Set when something is deferred next."""
+        ...
 
-    def forget_routes(self) -> None:
-        """Read the catalogue again: it changed."""
-        self._routes.clear()
+    async def defer(self, entries: Sequence[Deferral]) -> None:
+        """Keep messages until their time."""
+        ...
 
-    async def route(self, topic: str) -> tuple[Topic, list[Subscription]]:
-        """A topic and its subscriptions."""
-        known = self._routes.get(topic)
-        if known is None:
-            known = await self.database.run(
-                lambda: (self.catalogue.topic(topic), list(self.catalogue.subscribers(topic)))
-            )
-            self._routes[topic] = known
-        return known
+    def due(self, limit: int) -> AbstractAsyncContextManager[list[Deferral]]:
+        """Messages whose time has come, which nobody else gets meanwhile.
 
-    async def same(self, topic: str, messages: Sequence[Message], ids: list[str]) -> list[bool]:
-        """Give messages the ids of those with the same deduplication id; for each, whether it was published.
-
-        An id whose message was not confirmed in time is given again, for the same message to be published.
+        They are forgotten when the block ends, and kept when it raises or dies.
         """
-        wanted = [(number, m.dedup_id) for number, m in enumerate(messages) if m.dedup_id]
-        published = [False] * len(messages)
-        if not wanted:
-            return published
+        ...
 
-        def job() -> None:
-            db, now = self.database.connection, time.time()
-            db.execute("DELETE FROM dedup WHERE seen < ?", (now - self._dedup_window_s,))
-            for number, dedup_id in wanted:
-                row = db.execute(
-                    "SELECT message_id FROM dedup WHERE topic = ? AND dedup_id = ?", (topic, dedup_id)
-                ).fetchone()
-                if row is None:
-                    # Until it is confirmed the id has a mark before it.
-                    values = (topic, dedup_id, f"?{ids[number]}", now)
-                    db.execute("INSERT INTO dedup VALUES (?, ?, ?, ?)", values)
-                else:
-                    ids[number] = row[0].removeprefix("?")
-                    published[number] = not row[0].startswith("?")
+    async def earliest(self) -> float | None:
+        """When the next message is due."""
+        ...
 
-        await self.database.run(job)
-        # Twice in one batch: only the first is published.
-        first: set[str] = set()
-        for number, _ in wanted:
-            published[number] = published[number] or ids[number] in first
-            first.add(ids[number])
-        return published
+    async def deferred(self, subscription: str) -> int:
+        """How many messages wait for their time."""
+        ...
 
-    async def confirmed(self, topic: str, messages: Sequence[Message], ids: Sequence[str]) -> None:
-        """Remember that messages with deduplication ids are with the broker."""
-        wanted = [(ids[n], topic, m.dedup_id) for n, m in enumerate(messages) if m.dedup_id]
-        if wanted:
-            query = "UPDATE dedup SET message_id = ? WHERE topic = ? AND dedup_id = ?"
-            await self.database.run(lambda: self.database.connection.executemany(query, wanted))
+    async def drop_deferred(self, subscription: str) -> None:
+        """Forget the messages of a subscription."""
+        ...
 
-    # Settling, for windows.
+    async def settled(self, subscription: str, carried: Carried) -> bool:
+        """Whether a message that comes again is deferred or dead: its acknowledgement was lost."""
+        ...
 
-    async def defer(self, subscription: Subscription, carried: Carried, due: float) -> None:
-        """See Settling."""
-        await self.database.run(lambda: self.deferred.put(subscription.name, carried, due))
+    # Dead letters.
 
-    async def bury(self, subscription: Subscription, carried: Carried, reason: str) -> None:
-        """See Settling."""
+    async def bury(self, subscription: str, carried: Carried, reason: str) -> None:
+        """Give up a message: to the dead letter topic, or here if there is none or nobody hears it."""
+        ...
 
-        def job() -> None:
-            current = self.catalogue.subscription(subscription.name)
-            history = json.dumps(carried.history)
-            self.dead.bury(current, carried.row(), reason, time.time(), carried.attempts, history)
+    async def dead_letters(
+        self, subscription: str, where: Where, *, limit: int, after: int
+    ) -> list[DeadLetter]:
+        """Read dead letters, oldest first."""
+        ...
 
-        await self.database.run(job)
+    async def dead_letter_stats(self, subscription: str) -> DeadLetterStats:
+        """Count dead letters."""
+        ...
 
-    async def settled(self, subscription: Subscription, message_id: str) -> bool:
-        """See Settling."""
-        return await self.database.run(lambda: self.deferred.settled(subscription.name, message_id))
+    async def redrive(self, subscription: str, where: Where, how: Redrive) -> int:
+        """Defer dead letters to the time of their delivery; each moves alone, so that a death loses none.
 
+        Raises:
+            FailedPreconditionError: Nobody subscribes to the topic they should go to.
+        """
+        ...
 
-def copies(carried: Carried, takers: Sequence[Subscription]) -> list[tuple[str, Carried]]:
-    """A message for each of its subscriptions, by name, each a delivery of its own."""
-    return [(taker.name, replace(carried, copy=uuid.uuid4().hex)) for taker in takers]
+    async def purge(self, subscription: str, where: Where) -> int:
+        """Delete dead letters."""
+        ...

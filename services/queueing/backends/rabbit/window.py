@@ -21,7 +21,7 @@ from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
 from services.queueing.backends.rabbit.topology import levels, queue_name
 from services.queueing.backends.rabbit.wire import Carried, decode
 from services.queueing.domain import MAX_HISTORY, MAX_REASON, Delivery
-from services.runtime.errors import PlexusError
+from services.runtime.errors import NotFoundError, PlexusError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,12 +56,16 @@ class Settling(Protocol):
         """Give a message up."""
         ...
 
-    async def settled(self, subscription: Subscription, message_id: str) -> bool:
+    async def settled(self, subscription: Subscription, carried: Carried) -> bool:
         """Whether a message delivered again was deferred or buried before."""
         ...
 
     async def declare(self, subscription: Subscription) -> None:
-        """Make the subscription's queues and bindings."""
+        """Make the subscription's queues and bindings.
+
+        Raises:
+            NotFoundError: Somebody deleted the subscription.
+        """
         ...
 
 
@@ -142,6 +146,12 @@ class Window:
                 channel = await self._open_channel()
                 pause = _RETRY_S
                 await self._watch(channel)
+            except NotFoundError:
+                self.closed = True
+                await self._shut()
+                self._opened.set()
+                self._wake()
+                return
             except (*BROKEN, PlexusError, TimeoutError) as error:
                 log.warning("window_lost", subscription=self.subscription.name, error=type(error).__name__)
             except asyncio.CancelledError:
@@ -281,7 +291,7 @@ class Window:
         stored = held.carried.stored
         wanted = self.subscription.wants(stored.attributes)
         known = not held.incoming.redelivered or (
-            await self._settling.settled(self.subscription, stored.message_id)
+            await self._settling.settled(self.subscription, held.carried)
         )
         if not wanted or known:
             await self._ack(held)

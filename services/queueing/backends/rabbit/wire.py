@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aio_pika
 
@@ -41,15 +41,6 @@ class Carried:
     expires: float = 0.0
     copy: str = ""
 
-    def row(self) -> tuple[Any, ...]:
-        """The columns STORED and the policy."""
-        stored = self.stored
-        return (
-            *(stored.message_id, stored.topic, stored.data, json.dumps(stored.attributes)),
-            *(stored.published, stored.ordering_key, int(stored.priority), stored.correlation_id),
-            json.dumps(asdict(self.retry)) if self.retry else None,
-        )
-
 
 def fresh(topic: str, message: Message, message_id: str, now: float) -> Carried:
     """A message that is being published."""
@@ -72,8 +63,8 @@ def again(carried: Carried) -> Carried:
     return Carried(carried.stored, carried.retry, copy=uuid.uuid4().hex)
 
 
-def encode(carried: Carried) -> aio_pika.Message:
-    """What is published."""
+def head(carried: Carried) -> str:
+    """All that is said of a message, but its content and id."""
     stored = carried.stored
     said = {
         "topic": stored.topic,
@@ -88,29 +79,38 @@ def encode(carried: Carried) -> aio_pika.Message:
         "expires": carried.expires,
         "copy": carried.copy,
     }
+    return json.dumps({key: value for key, value in said.items() if value})
+
+
+def encode(carried: Carried) -> aio_pika.Message:
+    """What is published."""
     return aio_pika.Message(
-        stored.data,
-        headers={HEADER: json.dumps({key: value for key, value in said.items() if value})},
-        message_id=stored.message_id,
+        carried.stored.data,
+        headers={HEADER: head(carried)},
+        message_id=carried.stored.message_id,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
 
 
 def decode(message: AbstractIncomingMessage) -> Carried:
     """What came; of a message that others put into the queue, with nothing said of it that makes sense."""
+    message_id, topic = message.message_id or uuid.uuid4().hex, message.routing_key or ""
     try:
-        return _decode(message, json.loads(str(message.headers[HEADER])))
+        return from_head(str(message.headers[HEADER]), message_id, message.body, topic=topic)
     except (KeyError, ValueError, TypeError, AttributeError, PlexusError):
-        return _decode(message, {"published": time.time(), "priority": int(Priority.NORMAL)})
+        said = {"published": time.time(), "priority": int(Priority.NORMAL)}
+        return from_head(json.dumps(said), message_id, message.body, topic=topic)
 
 
-def _decode(message: AbstractIncomingMessage, said: dict[str, Any]) -> Carried:
+def from_head(text: str, message_id: str, data: bytes, *, topic: str = "") -> Carried:
+    """The message of which `head` says this."""
+    said = json.loads(text)
     retry = said.get("retry")
     return Carried(
         stored=Stored(
-            message_id=message.message_id or uuid.uuid4().hex,
-            topic=said.get("topic", message.routing_key or ""),
-            data=message.body,
+            message_id=message_id,
+            topic=said.get("topic", topic),
+            data=data,
             attributes=said.get("attributes", {}),
             published=said.get("published", 0.0),
             ordering_key=said.get("ordering_key", ""),

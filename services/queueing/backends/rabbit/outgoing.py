@@ -1,0 +1,224 @@
+"""Messages on their way into RabbitMQ: at once, or from the state when their time has come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+import structlog
+
+from services.queueing.backends.rabbit.store.deferred import copies
+from services.queueing.backends.rabbit.topology import (
+    DIRECT,
+    TOPICS,
+    level_of,
+    log_name,
+    queue_name,
+    routing_key,
+)
+from services.queueing.backends.rabbit.wire import encode, fresh
+from services.runtime.errors import NotFoundError, PlexusError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import aio_pika
+
+    from services.queueing.backends.rabbit.link import Publisher
+    from services.queueing.backends.rabbit.queues import Queues
+    from services.queueing.backends.rabbit.state import Deferral, Route, State
+    from services.queueing.backends.rabbit.wire import Carried
+    from services.queueing.domain import Message
+
+log = structlog.get_logger(__name__)
+
+_MOVE = 500
+_RETRY_S = 0.5
+_ASK_S = 0.05
+_ALONE_S = 60.0
+_SHARED_S = 2.0
+"""How often a replica looks for messages that another one deferred and did not live to deliver."""
+
+
+class Outgoing:
+    """Publishes."""
+
+    def __init__(
+        self,
+        state: State,
+        publisher: Publisher,
+        queues: Queues,
+        *,
+        hold_s: float,
+        expect: Callable[[str, Sequence[str]], None],
+    ) -> None:
+        """Set it up.
+
+        Args:
+            state: What RabbitMQ cannot hold.
+            publisher: To RabbitMQ.
+            queues: In RabbitMQ.
+            hold_s: How long another publisher may have a deduplication id without a confirmation.
+            expect: Told the name of a subscription and the ids of messages that come to it.
+        """
+        self._state = state
+        self._publisher = publisher
+        self._queues = queues
+        self._hold_s = hold_s
+        self._expect = expect
+        self._moving = asyncio.Lock()
+
+    async def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
+        """See Broker."""
+        if any(message.delay_s for message in messages):
+            await self._state.fresh()
+        route = await self._state.route(topic)
+        ids = [uuid.uuid4().hex for _ in messages]
+        todo = list(range(len(messages)))
+        deadline = time.monotonic() + self._hold_s * 2
+        while todo:
+            # What others are publishing just now is waited for with nothing in our hands.
+            todo = await self._publish(route, messages, ids, todo)
+            if todo:
+                if time.monotonic() > deadline:
+                    raise UnavailableError(
+                        "the same message is being published", reason="DEDUP_IN_PROGRESS", retry_after_s=1
+                    )
+                await asyncio.sleep(_ASK_S)
+        return ids
+
+    async def _publish(
+        self, route: Route, messages: Sequence[Message], ids: list[str], todo: Sequence[int]
+    ) -> list[int]:
+        """Publish those of the messages that are ours to publish; which of them others are publishing."""
+        wanted = [number for number in todo if messages[number].dedup_id]
+        if not wanted:
+            await self._put(route, [(messages[number], ids[number]) for number in todo])
+            return []
+        reserved = dict(
+            zip(
+                wanted,
+                await self._state.reserve(route.topic, [(messages[n], ids[n]) for n in wanted]),
+                strict=True,
+            )
+        )
+        for number, reservation in reserved.items():
+            ids[number] = reservation.message_id
+        ours = [number for number in wanted if reserved[number].ours]
+        going = [number for number in todo if number not in reserved or reserved[number].ours]
+        try:
+            await self._put(route, [(messages[number], ids[number]) for number in going])
+        except BaseException:
+            await self._release(route, [messages[number] for number in ours])
+            raise
+        if ours:
+            await self._state.confirmed(route.topic, [messages[number] for number in ours])
+        own = {ids[number] for number in ours}  # twice in one batch
+        return [n for n in wanted if not (reserved[n].ours or reserved[n].published or ids[n] in own)]
+
+    async def _release(self, route: Route, messages: Sequence[Message]) -> None:
+        try:
+            await asyncio.shield(self._state.released(route.topic, messages))
+        except PlexusError as error:
+            log.warning("dedup_not_released", reason=error.reason)  # it is when its time is over
+
+    async def _put(self, route: Route, messages: Sequence[tuple[Message, str]]) -> None:
+        topic, now = route.topic, time.time()
+        outgoing: list[tuple[str, aio_pika.Message]] = []
+        logged: list[tuple[str, aio_pika.Message]] = []
+        later: list[Deferral] = []
+        for message, message_id in messages:
+            carried = fresh(topic.name, message, message_id, now)
+            takers = [taker.name for taker in route.subscribers if taker.wants(message.attributes)]
+            if message.delay_s:
+                later += copies(carried, takers, now + message.delay_s)
+                if topic.log:
+                    logged.append((log_name(topic.name), encode(carried)))
+                continue
+            if not takers and not topic.log and self._state.shared:
+                # Before a message is dropped, ask whether another replica has made a subscription.
+                await self._state.fresh()
+                route = await self._state.route(topic.name)
+                takers = [taker.name for taker in route.subscribers if taker.wants(message.attributes)]
+            if takers or topic.log:
+                outgoing.append((routing_key(topic.name, message.priority), encode(carried)))
+                for taker in takers:
+                    self._expect(taker, [message_id])
+        if outgoing:
+            await self._send_to_topic(topic.name, outgoing)
+        if logged:
+            await self._publisher.publish(DIRECT, logged)
+        if later:
+            await self._state.defer(later)
+
+    async def _send_to_topic(self, topic: str, outgoing: list[tuple[str, aio_pika.Message]]) -> None:
+        routed = await self._publisher.publish(TOPICS, outgoing)
+        if all(routed):
+            return
+        await self._state.fresh()
+        subscribers = (await self._state.route(topic)).subscribers
+        for subscription in subscribers:  # somebody deleted queues or bindings
+            await self._queues.declare(subscription)
+        returned = [entry for entry, there in zip(outgoing, routed, strict=True) if not there]
+        if subscribers and not all(await self._publisher.publish(TOPICS, returned)):
+            raise _unroutable()
+
+    async def deliver(self, copied: Sequence[tuple[str, Carried]]) -> None:
+        """Put messages into the queues of single subscriptions, but those that were deleted meanwhile."""
+        await self._state.fresh()
+        outgoing, subscriptions = [], {}
+        for name, carried in copied:
+            try:
+                subscription = subscriptions[name] = await self._state.subscription(name)
+            except NotFoundError:
+                continue
+            self._expect(name, [carried.stored.message_id])
+            level = level_of(subscription, carried.stored.priority)
+            outgoing.append((queue_name(name, level), encode(carried)))
+        routed = await self._publisher.publish(DIRECT, outgoing)
+        returned = [entry for entry, there in zip(outgoing, routed, strict=True) if not there]
+        if returned:
+            for subscription in subscriptions.values():
+                await self._queues.declare(subscription)
+            if not all(await self._publisher.publish(DIRECT, returned)):
+                raise _unroutable()
+
+    # What is due.
+
+    async def move_due(self) -> None:
+        """Publish all messages whose time has come."""
+        async with self._moving:
+            while True:
+                async with self._state.due(_MOVE) as due:
+                    await self.deliver([(entry.subscription, entry.carried) for entry in due])
+                if len(due) < _MOVE:
+                    return
+
+    async def run(self) -> None:
+        """Publish messages whose time has come, for ever."""
+        bound = _SHARED_S if self._state.shared else _ALONE_S
+        while True:
+            news = self._state.news()
+            try:
+                await self.move_due()
+                earliest = await self._state.earliest()
+            except PlexusError as error:
+                log.warning("deferred_not_delivered", reason=error.reason)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            pause = bound
+            if earliest is not None:
+                left = earliest - time.time()
+                # What is due and was not ours is in another replica's hands.
+                pause = min(bound, left if left > 0 else _RETRY_S)
+            try:
+                async with asyncio.timeout(pause):
+                    await news.wait()
+            except TimeoutError:
+                continue
+
+
+def _unroutable() -> UnavailableError:
+    return UnavailableError("no queue took the message", dependency="rabbitmq", reason="MESSAGE_UNROUTABLE")

@@ -1,0 +1,144 @@
+"""Messages that RabbitMQ cannot hold until their time comes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, func, insert, select, text
+
+from services.queueing.backends.rabbit.state import Deferral
+from services.queueing.backends.rabbit.store.catalogue import subscribers
+from services.queueing.backends.rabbit.store.tables import DEAD_LETTERS, DEFERRED
+from services.queueing.backends.rabbit.wire import Carried, again, from_head, head
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from services.queueing.state import Database
+
+
+class Deferred:
+    """Keeps and gives back."""
+
+    def __init__(self, database: Database, *, hold_s: float) -> None:
+        """Set it up.
+
+        Args:
+            database: Where they are.
+            hold_s: How long messages that are due may be in somebody's hands.
+        """
+        self._database = database
+        self._hold_s = hold_s
+
+    async def write(self, entries: Sequence[Deferral]) -> list[None]:
+        """Keep messages."""
+        async with self._database.transaction() as connection:
+            await self.put(connection, entries)
+        return [None] * len(entries)
+
+    @staticmethod
+    async def put(connection: AsyncConnection, entries: Sequence[Deferral]) -> None:
+        """Keep messages, as a part of a transaction."""
+        if entries:
+            await connection.execute(insert(DEFERRED), [_row(entry) for entry in entries])
+
+    async def forward(
+        self, connection: AsyncConnection, carried: Carried, topic: str, extra: dict[str, str], due: float
+    ) -> bool:
+        """Keep a message for the subscriptions of another topic; false if nobody there would get it."""
+        attributes = {**carried.stored.attributes, **extra}
+        moved = replace(carried, stored=replace(carried.stored, topic=topic, attributes=attributes))
+        takers = [taker for taker in await subscribers(connection, topic) if taker.wants(attributes)]
+        await self.put(connection, [Deferral(taker.name, again(moved), due) for taker in takers])
+        return bool(takers)
+
+    @asynccontextmanager
+    async def due(self, limit: int) -> AsyncIterator[list[Deferral]]:
+        """What is due, forgotten at the end of the block."""
+        query = (
+            select(DEFERRED)
+            .where(DEFERRED.c.due <= time.time())
+            .order_by(DEFERRED.c.due, DEFERRED.c.id)
+            .limit(limit)
+        )
+        if not self._database.shared:
+            # A transaction would keep all others waiting, and there is nobody to share with.
+            async with self._database.reading() as connection:
+                rows = (await connection.execute(query)).all()
+            yield [_deferral(row) for row in rows]
+            if rows:
+                async with self._database.transaction() as connection:
+                    await _forget(connection, [row.id for row in rows])
+            return
+        async with self._database.transaction() as connection:
+            # The locks are gone with the process, at once if it dies, and after this time if it hangs.
+            limit_ms = round(self._hold_s * 1000)
+            await connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = {limit_ms}"))
+            rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
+            yield [_deferral(row) for row in rows]
+            await _forget(connection, [row.id for row in rows])
+
+    async def earliest(self) -> float | None:
+        """When the next message is due."""
+        async with self._database.reading() as connection:
+            found: float | None = (await connection.execute(select(func.min(DEFERRED.c.due)))).scalar()
+            return found
+
+    async def count(self, subscription: str) -> int:
+        """How many messages wait for their time."""
+        query = select(func.count()).select_from(DEFERRED)
+        of_it = (DEFERRED.c.subscription == subscription) & (DEFERRED.c.due > time.time())
+        async with self._database.reading() as connection:
+            return int((await connection.execute(query.where(of_it))).scalar_one())
+
+    @staticmethod
+    async def drop(connection: AsyncConnection, subscription: str) -> None:
+        """Forget what is kept for a subscription."""
+        await connection.execute(delete(DEFERRED).where(DEFERRED.c.subscription == subscription))
+
+    async def settled(self, subscription: str, carried: Carried) -> bool:
+        """Whether a message that the broker delivers again is here, or dead: its acknowledgement was lost."""
+        async with self._database.reading() as connection:
+            for table in (DEFERRED, DEAD_LETTERS):
+                same = select(table.c.id).where(
+                    table.c.subscription == subscription,
+                    table.c.message_id == carried.stored.message_id,
+                    table.c["copy"] == carried.copy,
+                )
+                if (await connection.execute(same.limit(1))).first():
+                    return True
+        return False
+
+
+async def _forget(connection: AsyncConnection, numbers: Sequence[int]) -> None:
+    await connection.execute(delete(DEFERRED).where(DEFERRED.c.id.in_(numbers)))
+
+
+def columns(subscription: str, carried: Carried) -> dict[str, Any]:
+    """What rows of deferred messages and dead letters have in common."""
+    return {
+        "subscription": subscription,
+        "message_id": carried.stored.message_id,
+        "copy": carried.copy,
+        "head": head(carried),
+        "data": carried.stored.data,
+    }
+
+
+def _row(entry: Deferral) -> dict[str, Any]:
+    return {"due": entry.due, **columns(entry.subscription, entry.carried)}
+
+
+def _deferral(row: Any) -> Deferral:
+    return Deferral(row.subscription, from_head(row.head, row.message_id, row.data), row.due)
+
+
+def copies(carried: Carried, names: Sequence[str], due: float) -> list[Deferral]:
+    """A message for each of its subscriptions, each a delivery of its own."""
+    return [Deferral(name, replace(carried, copy=uuid.uuid4().hex), due) for name in names]

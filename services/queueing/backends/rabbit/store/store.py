@@ -1,0 +1,212 @@
+"""The State of the RabbitMQ backend, in a database."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Self
+
+from services.queueing.backends.rabbit.store.catalogue import Catalogue, attached
+from services.queueing.backends.rabbit.store.dead_letters import DeadLetters
+from services.queueing.backends.rabbit.store.dedup import Dedup, key_of
+from services.queueing.backends.rabbit.store.deferred import Deferred
+from services.queueing.backends.rabbit.store.gathered import Gathered
+from services.queueing.backends.rabbit.store.tables import SCHEMA
+from services.queueing.domain import Where
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from types import TracebackType
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from services.queueing.backends.rabbit.state import Deferral, Reservation, Route
+    from services.queueing.backends.rabbit.wire import Carried
+    from services.queueing.domain import DeadLetter, DeadLetterStats, Message, Redrive
+    from services.queueing.resources import Subscription, Topic
+    from services.queueing.state import Database
+
+
+class SqlState:
+    """A State in SQLite or PostgreSQL; open it with `async with`."""
+
+    def __init__(self, database: Database, *, dedup_window_s: float, hold_s: float, max_waiting: int) -> None:
+        """Set it up; the database stays its owner's.
+
+        Args:
+            database: Open, and so until the end.
+            dedup_window_s: How long deduplication ids are remembered.
+            hold_s: How long a publish may take until it is confirmed or given up.
+            max_waiting: Writes of each kind that may wait.
+        """
+        self._database = database
+        self._catalogue = Catalogue(database)
+        self._deferred = Deferred(database, hold_s=hold_s)
+        self._dead = DeadLetters(database, self._deferred)
+        self._dedup = Dedup(database, window_s=dedup_window_s, hold_s=hold_s)
+        self._reserving = Gathered(self._dedup.reserve, waiting=max_waiting)
+        self._confirming = Gathered(self._dedup.confirm, waiting=max_waiting)
+        self._deferring = Gathered(self._deferred.write, waiting=max_waiting)
+        self._stack = AsyncExitStack()
+        self._news = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        """Bring the tables up to date."""
+        await self._database.migrate(SCHEMA)
+        if not self._database.shared:
+            await self._dedup.recover()
+        for gathered in (self._reserving, self._confirming, self._deferring):
+            await self._stack.enter_async_context(gathered)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what was taken."""
+        await self._stack.__aexit__(kind, error, trace)
+
+    @property
+    def shared(self) -> bool:
+        """See State."""
+        return self._database.shared
+
+    # The catalogue.
+
+    async def fresh(self) -> None:
+        """See State."""
+        await self._catalogue.fresh()
+
+    async def route(self, topic: str) -> Route:
+        """See State."""
+        return await self._catalogue.route(topic)
+
+    async def topic(self, name: str) -> Topic:
+        """See State."""
+        async with self._database.reading() as connection:
+            return await self._catalogue.read_topic(connection, name)
+
+    async def topics(self, limit: int, after: str) -> list[Topic]:
+        """See State."""
+        return await self._catalogue.topics(limit, after)
+
+    async def create_topic(self, topic: Topic) -> Topic:
+        """See State."""
+        return await self._catalogue.create_topic(topic)
+
+    async def update_topic(self, topic: Topic) -> Topic:
+        """See State."""
+        return await self._catalogue.update_topic(topic)
+
+    async def delete_topic(self, name: str) -> None:
+        """See State."""
+        await self._catalogue.delete_topic(name)
+
+    async def subscription(self, name: str) -> Subscription:
+        """See State."""
+        return await self._catalogue.subscription(name)
+
+    async def attached(self, name: str) -> Subscription:
+        """See State."""
+        return attached(await self._catalogue.subscription(name))
+
+    async def subscriptions(self, topic: str, limit: int, after: str) -> list[Subscription]:
+        """See State."""
+        return await self._catalogue.subscriptions(topic, limit, after)
+
+    async def create_subscription(self, subscription: Subscription) -> Subscription:
+        """See State."""
+        return await self._catalogue.create_subscription(subscription)
+
+    async def update_subscription(self, subscription: Subscription) -> Subscription:
+        """See State."""
+        return await self._catalogue.update_subscription(subscription)
+
+    async def delete_subscription(self, name: str) -> None:
+        """See State."""
+
+        async def also(connection: AsyncConnection) -> None:
+            await self._deferred.drop(connection, name)
+            await self._dead.delete(connection, name, Where())
+
+        await self._catalogue.delete_subscription(name, also)
+
+    # Deduplication.
+
+    async def reserve(self, topic: Topic, wanted: Sequence[tuple[Message, str]]) -> list[Reservation]:
+        """See State."""
+        return await self._reserving.submit([(key_of(topic, m.dedup_id), known) for m, known in wanted])
+
+    async def confirmed(self, topic: Topic, messages: Sequence[Message]) -> None:
+        """See State."""
+        await self._confirming.submit([key_of(topic, message.dedup_id) for message in messages])
+
+    async def released(self, topic: Topic, messages: Sequence[Message]) -> None:
+        """See State."""
+        await self._dedup.release([key_of(topic, message.dedup_id) for message in messages])
+
+    async def tidy(self) -> None:
+        """See State."""
+        await self._dedup.forget_old()
+
+    # Deferred messages.
+
+    def news(self) -> asyncio.Event:
+        """See State."""
+        if self._news.is_set():
+            self._news = asyncio.Event()
+        return self._news
+
+    async def defer(self, entries: Sequence[Deferral]) -> None:
+        """See State."""
+        await self._deferring.submit(entries)
+        self._news.set()
+
+    @asynccontextmanager
+    async def due(self, limit: int) -> AsyncIterator[list[Deferral]]:
+        """See State."""
+        async with self._deferred.due(limit) as entries:
+            yield entries
+
+    async def earliest(self) -> float | None:
+        """See State."""
+        return await self._deferred.earliest()
+
+    async def deferred(self, subscription: str) -> int:
+        """See State."""
+        return await self._deferred.count(subscription)
+
+    async def drop_deferred(self, subscription: str) -> None:
+        """See State."""
+        async with self._database.transaction() as connection:
+            await self._deferred.drop(connection, subscription)
+
+    async def settled(self, subscription: str, carried: Carried) -> bool:
+        """See State."""
+        return await self._deferred.settled(subscription, carried)
+
+    # Dead letters.
+
+    async def bury(self, subscription: str, carried: Carried, reason: str) -> None:
+        """See State."""
+        if await self._dead.bury(subscription, carried, reason):
+            self._news.set()
+
+    async def dead_letters(
+        self, subscription: str, where: Where, *, limit: int, after: int
+    ) -> list[DeadLetter]:
+        """See State."""
+        return await self._dead.read(subscription, where, limit=limit, after=after)
+
+    async def dead_letter_stats(self, subscription: str) -> DeadLetterStats:
+        """See State."""
+        return await self._dead.stats(subscription)
+
+    async def redrive(self, subscription: str, where: Where, how: Redrive) -> int:
+        """See State."""
+        moved = await self._dead.redrive(subscription, where, how)
+        self._news.set()
+        return moved
+
+    async def purge(self, subscription: str, where: Where) -> int:
+        """See State."""
+        return await self._dead.purge(subscription, where)
