@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Self
 import grpc.aio
 
 from plexus.queueing.v1 import queueing_pb2_grpc
-from services.queueing.backends.rabbit import RabbitBroker
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.servicer import QueueingServicer
@@ -27,6 +26,7 @@ from services.runtime.config import ServerConfig
 from services.runtime.pipeline import Pipeline
 from services.runtime.service import message_limits
 from tests.ports import free_port
+from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -89,7 +89,7 @@ async def _main(port: str, folder: str, amqp_url: str = "") -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     path = Path(folder)
     opened = (
-        RabbitBroker(amqp_url, path / "state.sqlite") if amqp_url else SqliteBroker(path / "queue.sqlite")
+        rabbit_broker(amqp_url, path / "state.sqlite") if amqp_url else SqliteBroker(path / "queue.sqlite")
     )
     async with opened as broker, Calls(broker) as calls:
         config = ServerConfig()
