@@ -12,6 +12,8 @@ from plexus.queueing.v1 import queueing_pb2_grpc, schedules_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.config import QueueingConfig
+from services.queueing.faces import pubsub_access
+from services.queueing.faces.pubsub import Face
 from services.queueing.schedules.runner import Runner
 from services.queueing.schedules.servicer import ScheduleServicer
 from services.queueing.schedules.store import ScheduleStore
@@ -61,8 +63,10 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
                 full_sync=config.full_sync,
             )
         )
+    face = Face(broker, runtime.stopping, max_bytes=runtime.server_config.max_message_bytes)
+    runtime.server.add_generic_rpc_handlers((face,))
     if config.pubsub_port:
-        await stack.enter_async_context(_pubsub_face(runtime, broker, config.pubsub_port))
+        await stack.enter_async_context(_emulator(runtime, face, config.pubsub_port))
     calls = await stack.enter_async_context(Calls(broker))
     queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker, calls), runtime.server)
     schedules = await _schedules(runtime, stack, broker, database)
@@ -88,22 +92,18 @@ async def _schedules(
 
 
 @asynccontextmanager
-async def _pubsub_face(runtime: ServiceRuntime, broker: Broker, port: int) -> AsyncIterator[None]:
+async def _emulator(runtime: ServiceRuntime, face: Face, port: int) -> AsyncIterator[None]:
     """Serve Google Pub/Sub's clients, whose emulator mode knows no TLS: to this machine only."""
-    from services.queueing.faces import pubsub  # noqa: PLC0415 - its messages take a second to import
-
     limits = runtime.server_config
     pipeline = Pipeline("queueing", limits, AllowAll(), trusted_peer="pubsub")
     server = grpc.aio.server(interceptors=[pipeline], options=message_limits(limits))
-    face = pubsub.Face(broker)
-    face.add_to(server)
+    server.add_generic_rpc_handlers((face,))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     runtime.log.info("pubsub_serving", port=port)
     try:
         yield
     finally:
-        face.stop()
         await server.stop(limits.drain_s)
 
 
@@ -111,4 +111,5 @@ SERVICE = Service(
     name="queueing",
     compose=compose,
     proto_services=("plexus.queueing.v1.QueueingService", "plexus.queueing.v1.ScheduleService"),
+    groups=pubsub_access.GROUPS,
 )

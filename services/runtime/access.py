@@ -70,8 +70,14 @@ def access_of(path: str) -> options_pb2.Access:
     return descriptor.GetOptions().Extensions[options_pb2.access]
 
 
-def check(request: Request, path: str, authorizer: Authorizer) -> None:
+def check(request: Request, path: str, authorizer: Authorizer, access: options_pb2.Access) -> None:
     """Apply both rules to a call.
+
+    Args:
+        request: Who calls.
+        path: Of the method.
+        authorizer: The intentions.
+        access: What the method says of end users.
 
     Raises:
         UnauthenticatedError: No mesh identity, or an end user's call without a consumer.
@@ -96,7 +102,6 @@ def check(request: Request, path: str, authorizer: Authorizer) -> None:
         )
     if request.peer != EDGE or path.startswith(_OWN_CALLS):
         return
-    access = access_of(path)
     if access.anonymous:
         return
     if not request.consumer:

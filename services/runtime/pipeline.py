@@ -21,6 +21,7 @@ from opentelemetry import propagate
 from opentelemetry.trace import SpanKind, StatusCode
 
 from plexus.client.propagation import call_context
+from plexus.options.v1 import options_pb2
 from services.runtime import access, retry_budget, status
 from services.runtime.decoding import decoded, decoding, each_decoded
 from services.runtime.errors import DeadlineExceededError, PlexusError, ResourceExhaustedError
@@ -28,7 +29,7 @@ from services.runtime.request import Request, Rest
 from services.runtime.telemetry import HANDLED, IN_FLIGHT, LATENCY
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from google.protobuf.message import Message
     from opentelemetry.trace import Tracer
@@ -82,6 +83,7 @@ class Method:
         self.name = name
         self.latency = LATENCY.labels(service, name)
         self.bounded = not path.startswith(_UNBOUNDED)
+        self.access = pipeline.access.get(path) or access.access_of(path)
         self.pipeline = pipeline
         self._handled: dict[grpc.StatusCode, Any] = {}
 
@@ -138,7 +140,7 @@ class _Call:
             pipeline.last_call = self._started
             pipeline.admission.enter()
             self._entered = True
-        access.check(request, method.path, pipeline.authorizer)
+        access.check(request, method.path, pipeline.authorizer, method.access)
         if pipeline.tracer is not None:
             self._span = pipeline.tracer.start_span(
                 method.path.removeprefix("/"),
@@ -247,6 +249,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         *,
         tracer: Tracer | None = None,
         trusted_peer: str = "",
+        groups: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Set the rules of a server.
 
@@ -257,11 +260,13 @@ class Pipeline(grpc.aio.ServerInterceptor):
             tracer: Makes spans; None exports nothing.
             trusted_peer: Identity of a caller without certificate. Only for a server that listens without TLS
                 inside a test; the mesh's servers take no such connection.
+            groups: Of end users, by path, for methods whose proto is not ours and so does not name them.
         """
         self.admission = Admission(service, config.max_concurrent_calls)
         self.authorizer = authorizer
         self.tracer = tracer
         self.trusted_peer = trusted_peer
+        self.access = {path: options_pb2.Access(groups=names) for path, names in (groups or {}).items()}
         self.retries = retry_budget.RetryBudget()
         self.default_deadline_s = config.default_deadline_s
         self.max_message_bytes = config.max_message_bytes

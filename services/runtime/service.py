@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +33,7 @@ from services.runtime.credentials import server_credentials
 from services.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from services.mesh.trust.domain import Identity
@@ -63,6 +63,8 @@ class ServiceRuntime:
         self.log = structlog.get_logger(f"services.{name}")
         self._settings = settings
         self.server_config = settings.section("server", ServerConfig)
+        self.stopping = asyncio.Event()
+        """Set when the service begins to stop: streams that would go on for ever end then."""
         self._loops: set[asyncio.Task[Any]] = set()
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -90,6 +92,11 @@ class ServiceRuntime:
             self.log.error("background_loop_crashed", loop=task.get_name(), exc_info=error)
             self.crashed.set_exception(error)
 
+    async def end_streams(self, pipeline: Pipeline) -> None:
+        """Say that it is time, and wait for callers to have heard."""
+        self.stopping.set()
+        await pipeline.quiet(QUIET_S, within_s=LEAVE_S)
+
     async def cancel_loops(self) -> None:
         """Cancel the background loops and wait for their ends."""
         loops = list(self._loops)
@@ -107,12 +114,14 @@ class Service:
         compose: Opens engines on the stack and adds servicers to `runtime.server`.
         proto_services: Full names, such as `plexus.vectors.v1.VectorsService`.
         stateless: It keeps nothing of its own, so several instances may run on one machine.
+        groups: Of end users who may call a method, by path, where its proto is another's and does not say.
     """
 
     name: str
     compose: Callable[[ServiceRuntime, AsyncExitStack], Awaitable[None]]
     proto_services: tuple[str, ...]
     stateless: bool = False
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 _REFUSABLE = 4
@@ -161,7 +170,9 @@ async def serve(
             return
         member.enter_xds(control_port, number=number)
         mesh = await stack.enter_async_context(Mesh())
-        pipeline = Pipeline(service.name, server_config, member.authorizer, tracer=tracer)
+        pipeline = Pipeline(
+            service.name, server_config, member.authorizer, tracer=tracer, groups=service.groups
+        )
         server = grpc.aio.server(interceptors=[pipeline], options=message_limits(server_config))
         health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -208,7 +219,7 @@ async def serve(
             started = time.monotonic()
             await health.enter_graceful_shutdown()
             await registration.leave(member.identity)
-            await pipeline.quiet(QUIET_S, within_s=LEAVE_S)
+            await runtime.end_streams(pipeline)
             await server.stop(server_config.drain_s)
             renewal.cancel()
             await registration.deregister()

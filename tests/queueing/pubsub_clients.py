@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 from google.cloud import pubsub_v1
 
-from services.queueing.faces import pubsub
+from services.queueing.faces.pubsub import Face
 from services.runtime.access import AllowAll
 from services.runtime.config import ServerConfig
 from services.runtime.pipeline import Pipeline
@@ -57,13 +57,14 @@ class Server(threading.Thread):
             limits = ServerConfig()
             pipeline = Pipeline("queueing", limits, AllowAll(), trusted_peer="pubsub")
             server = grpc.aio.server(interceptors=[pipeline], options=message_limits(limits))
-            face = pubsub.Face(broker)
-            face.add_to(server)
+            stopping = asyncio.Event()
+            face = Face(broker, stopping, max_bytes=limits.max_message_bytes)
+            server.add_generic_rpc_handlers((face,))
             port = server.add_insecure_port(f"127.0.0.1:{self._port}")
             await server.start()
             self.port.put(port)
             await self._ended.wait()
-            face.stop()
+            stopping.set()
             await server.stop(grace=1)
 
     def stop(self) -> None:

@@ -1,79 +1,70 @@
 """google.pubsub.v1 on the domain: what official clients of Google Pub/Sub call.
 
-The messages are those of the google-cloud-pubsub package. What is not supported is refused with
-UNIMPLEMENTED, never taken and ignored.
+The messages are those of the google-cloud-pubsub package, which takes a second and 30 MiB to import: that
+waits for the first call. What is not supported is refused with UNIMPLEMENTED, never taken and ignored.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import importlib
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.pubsub_v1.types import pubsub as types
 
-from services.queueing.faces.pubsub_access import PACKAGE, SERVICES
-from services.queueing.faces.pubsub_publisher import Publisher
-from services.queueing.faces.pubsub_subscriber import Subscriber
-from services.runtime.errors import UnimplementedError
+from services.queueing.faces.pubsub_access import GROUPS
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from services.queueing.domain import Broker
-
-# Where the request is not named after its method.
-_REQUESTS: dict[str, Any] = {"CreateTopic": types.Topic, "CreateSubscription": types.Subscription}
+    from services.queueing.faces.pubsub_methods import Methods
 
 
-class Face:
-    """Both services, and a third that refuses."""
+class Face(grpc.GenericRpcHandler):
+    """Answers for every method of the package; add it to a server with `add_generic_rpc_handlers`."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, stopping: asyncio.Event, *, max_bytes: int) -> None:
         """Begin to serve.
 
         Args:
             broker: Where messages are.
+            stopping: Set when the server stops: streams then end with a status after which clients open them
+                anew.
+            max_bytes: Of a request.
         """
-        self._stopping = asyncio.Event()
-        self._services = {
-            "Publisher": Publisher(broker),
-            "Subscriber": Subscriber(broker, self._stopping),
-        }
+        self._broker = broker
+        self._stopping = stopping
+        self._max_bytes = max_bytes
+        self._loading: asyncio.Task[Methods] | None = None
 
-    def stop(self) -> None:
-        """End streams with a status after which clients open them anew."""
-        self._stopping.set()
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a method, if it is of this package."""
+        path = handler_call_details.method
+        if path not in GROUPS:
+            return None
+        if path.endswith("/StreamingPull"):
+            return grpc.stream_stream_rpc_method_handler(self._stream, request_deserializer=bytes)
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Serve every method; those without one here are refused in words."""
-        server.add_generic_rpc_handlers(
-            tuple(
-                grpc.method_handlers_generic_handler(
-                    f"{PACKAGE}.{service}", {name: self._handler(service, name) for name in methods}
-                )
-                for service, methods in SERVICES.items()
-            )
-        )
+        async def call(request: bytes, context: Any) -> bytes:
+            return await (await self._methods()).call(path, request, context)
 
-    def _handler(self, service: str, name: str) -> grpc.RpcMethodHandler[Any, Any]:
-        spelled = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-        method = getattr(self._services.get(service), spelled, None)
-        if method is None:
-            return grpc.unary_unary_rpc_method_handler(_refuse)
-        request: Any = _REQUESTS.get(name) or getattr(types, f"{name}Request")
-        kind = (
-            grpc.stream_stream_rpc_method_handler
-            if name == "StreamingPull"
-            else grpc.unary_unary_rpc_method_handler
-        )
-        return kind(method, request_deserializer=request.pb().FromString, response_serializer=_serialize)
+        return grpc.unary_unary_rpc_method_handler(call, request_deserializer=bytes)
 
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        methods = await self._methods()
+        async with aclosing(methods.stream(requests, context)) as responses:
+            async for response in responses:
+                yield response
 
-async def _refuse(request: bytes, context: Any) -> Any:
-    del request, context
-    raise UnimplementedError("there are no schemas: messages are not checked", reason="NO_SCHEMAS")
+    async def _methods(self) -> Methods:
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load())
+        # Shielded: the first caller may go away, the others wait for the same.
+        return await asyncio.shield(self._loading)
 
-
-def _serialize(message: Any) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
+    async def _load(self) -> Methods:
+        module = await asyncio.to_thread(importlib.import_module, "services.queueing.faces.pubsub_methods")
+        methods: Methods = module.Methods(self._broker, self._stopping, self._max_bytes)
+        return methods

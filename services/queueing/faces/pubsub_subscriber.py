@@ -19,7 +19,7 @@ from services.runtime.errors import AlreadyExistsError, InvalidArgumentError, No
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from services.queueing.domain import Broker, Delivery
     from services.queueing.faces.pubsub_leases import Settled
@@ -161,7 +161,7 @@ class Subscriber:
             await self._broker.extend(name, rest)
         return types.PullResponse.pb()(received_messages=first)
 
-    async def streaming_pull(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def streaming_pull(self, requests: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any]:
         """Messages as they come, within the client's flow control."""
         del context
         first = await anext(aiter(requests), None)
