@@ -17,76 +17,25 @@ import json
 import shutil
 import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aio_pika
-import grpc.aio
 
 from plexus.queueing.v1 import queueing_pb2 as pb
-from plexus.queueing.v1 import queueing_pb2_grpc
-from services.queueing.backends.rabbit import RabbitBroker
-from services.queueing.backends.sqlite import SqliteBroker
-from services.queueing.calls import Calls
-from services.queueing.servicer import QueueingServicer
-from services.queueing.state import Database
-from services.runtime.access import AllowAll
-from services.runtime.config import ServerConfig, TelemetryConfig
-from services.runtime.pipeline import Pipeline
-from services.runtime.service import message_limits
-from services.runtime.telemetry import configure_logging
+from plexus.queueing.v1.queueing_pb2_grpc import QueueingServiceStub
 from tests.servers.programs import RABBITMQ
+from tests.servers.queueing import QueueingServer
 from tests.servers.rabbitmq import RabbitServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-Stub = queueing_pb2_grpc.QueueingServiceStub
+
 IN_FLIGHT, BATCH, PREFETCH = 256, 100, 100
 RATE_PER_S = 200
-
-
-async def serve(url: str, folder: Path) -> None:
-    """Run the service until standard input ends."""
-    broker: RabbitBroker | SqliteBroker
-    async with AsyncExitStack() as stack:
-        if url:
-            database = await stack.enter_async_context(Database(f"sqlite:///{folder / 'state.sqlite'}"))
-            broker = await stack.enter_async_context(RabbitBroker(url, database))
-        else:
-            broker = await stack.enter_async_context(SqliteBroker(folder / "queue.sqlite"))
-        config = ServerConfig()
-        pipeline = Pipeline("queueing", config, AllowAll(), trusted_peer="bench")
-        server = grpc.aio.server(interceptors=[pipeline], options=message_limits(config))
-        queueing_pb2_grpc.add_QueueingServiceServicer_to_server(
-            QueueingServicer(broker, Calls(broker)), server
-        )
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        print(port, flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        await server.stop(1)
-
-
-@asynccontextmanager
-async def service(url: str, folder: Path) -> AsyncIterator[Stub]:
-    """The service in a process of its own."""
-    command = [sys.executable, __file__, "--serve", url, "--folder", str(folder)]
-    process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        port = int(await process.stdout.readline())
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Stub(channel)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        await process.wait()
 
 
 async def rate(count: int, work: Awaitable[None]) -> float:
@@ -109,7 +58,7 @@ async def in_flight(count: int, lanes: int, one: Callable[[], Awaitable[object]]
 class Plexus:
     """A topic and its subscription over gRPC."""
 
-    def __init__(self, stub: Stub, size: int) -> None:
+    def __init__(self, stub: QueueingServiceStub, size: int) -> None:
         self._stub = stub
         self._data = b"x" * size
 
@@ -194,7 +143,7 @@ class Plexus:
         return found
 
 
-async def _publish(stub: Stub, message: pb.Message) -> None:
+async def _publish(stub: QueueingServiceStub, message: pb.Message) -> None:
     await stub.Publish(pb.PublishRequest(topic="timed", messages=[message]))
 
 
@@ -246,18 +195,19 @@ def bare_sqlite(file: Path, count: int, size: int) -> float:
 async def plexus(name: str, url: str, folder: Path, count: int, size: int) -> dict[str, float]:
     """Every way through Plexus, on one backend."""
     await asyncio.to_thread(folder.mkdir)
-    async with service(url, folder) as stub:
-        way = Plexus(stub, size)
-        await way.prepare()
-        found = {
-            "one by one": await way.publish(max(count // 10, 10), 1),
-            "256 in flight": await way.publish(count, IN_FLIGHT),
-            "batches of 100": await way.publish(count, 4, BATCH),
-            "stream": await way.stream(count, BATCH),
-        }
-        published = max(count // 10, 10) + count + 2 * (count // BATCH * BATCH)
-        found["consume"] = await way.consume(published)
-        times = await way.latencies(min(count, 1000))
+    with QueueingServer(folder, url) as server:
+        async with server.channel() as channel:
+            way = Plexus(QueueingServiceStub(channel), size)
+            await way.prepare()
+            found = {
+                "one by one": await way.publish(max(count // 10, 10), 1),
+                "256 in flight": await way.publish(count, IN_FLIGHT),
+                "batches of 100": await way.publish(count, 4, BATCH),
+                "stream": await way.stream(count, BATCH),
+            }
+            published = max(count // 10, 10) + count + 2 * (count // BATCH * BATCH)
+            found["consume"] = await way.consume(published)
+            times = await way.latencies(min(count, 1000))
     found["p50 ms"] = statistics.median(times)
     found["p99 ms"] = statistics.quantiles(times, n=100)[98]
     for what, value in found.items():
@@ -295,13 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 16_384])
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    configure_logging("bench", TelemetryConfig(log_level="error"))
-    if options.serve is not None:
-        asyncio.run(serve(options.serve, options.folder))
-        return
     folder = Path(tempfile.mkdtemp(prefix="plexus-bench-"))
     try:
         (folder / "rabbitmq").mkdir()

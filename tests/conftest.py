@@ -88,6 +88,12 @@ def postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def toxiproxy_program() -> Path:
+    """The `toxiproxy` server."""
+    return require(PROGRAMS["toxiproxy"])
+
+
 class Serve(Protocol):
     """Runs servicers behind the full interceptor chain on a free port, as `serve` below."""
 

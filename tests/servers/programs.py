@@ -223,10 +223,16 @@ class DebianProgram:
 CONSUL = GoProgram(
     "consul", "four minutes and more", "github.com/hashicorp/consul", "github.com/hashicorp/consul"
 )
+TOXIPROXY = GoProgram(
+    "toxiproxy",
+    "half a minute",
+    "github.com/Shopify/toxiproxy/v2/cmd/server",
+    "github.com/Shopify/toxiproxy/v2",
+)
 RABBITMQ = DebianProgram("rabbitmq", "rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server")
 POSTGRES = DebianProgram("postgres", "postgresql", "/usr/lib/postgresql/*/bin/postgres")
 PROGRAMS: dict[str, Program | DebianProgram] = {
-    program.name: program for program in (CONSUL, RABBITMQ, POSTGRES)
+    program.name: program for program in (CONSUL, TOXIPROXY, RABBITMQ, POSTGRES)
 }
 """Every program that `make servers` provides; a fixture `<name>_program` of tests/conftest.py gives it."""
 

@@ -22,9 +22,10 @@ from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.servicer import QueueingServicer
 from services.runtime.access import AllowAll
-from services.runtime.config import ServerConfig
+from services.runtime.config import ServerConfig, TelemetryConfig
 from services.runtime.pipeline import Pipeline
 from services.runtime.service import message_limits
+from services.runtime.telemetry import configure_logging
 from tests.ports import free_port
 from tests.queueing.rabbit import rabbit_broker
 
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 
 _READY_S = 100.0
 _PROJECT = Path(__file__).resolve().parents[2]
+
+
+def channel(target: str) -> grpc.aio.Channel:
+    """A channel that finds its server again soon."""
+    options = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.initial_reconnect_backoff_ms", 100)]
+    return grpc.aio.insecure_channel(target, options=options)
 
 
 class QueueingServer:
@@ -69,10 +76,25 @@ class QueueingServer:
             self._process.kill()
             self._process.wait()
 
+    def pause(self) -> None:
+        """Stop it in its tracks."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process is not None
+        return self._process.pid
+
     def channel(self) -> grpc.aio.Channel:
         """A channel that finds it again soon."""
-        options = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.initial_reconnect_backoff_ms", 100)]
-        return grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options)
+        return channel(f"127.0.0.1:{self.port}")
 
     def __enter__(self) -> Self:
         self.start()
@@ -87,6 +109,7 @@ class QueueingServer:
 async def _main(port: str, folder: str, amqp_url: str = "") -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    configure_logging("queueing", TelemetryConfig(log_level="warning"))
     path = Path(folder)
     opened = (
         rabbit_broker(amqp_url, path / "state.sqlite") if amqp_url else SqliteBroker(path / "queue.sqlite")

@@ -1,0 +1,44 @@
+"""Nothing lost, stored once: the short form of `make bench-ledger`, and what it is made of."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.broker.plan import plan
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FAULTS_S = 60
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("backend", ["sqlite"])
+def test_nothing_confirmed_is_lost_and_nothing_deduplicated_is_stored_twice(
+    backend: str, rabbitmq_program: Path, toxiproxy_program: Path
+) -> None:
+    assert rabbitmq_program.is_file()
+    assert toxiproxy_program.is_file()
+    command = [sys.executable, "benchmarks/ledger.py", "--seconds", str(FAULTS_S), "--backends", backend]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=570, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (figures["lost"], figures["dedup_duplicates"]) == (0, 0)
+    assert figures["confirmed"] > 0
+    assert figures["faults"] > 0
+
+
+def test_the_plan_follows_from_the_seed() -> None:
+    first = plan(1, 100, broker=True, consumers=3)
+    assert first == plan(1, 100, broker=True, consumers=3)
+    assert first != plan(2, 100, broker=True, consumers=3)
+
+
+@pytest.mark.parametrize(("broker", "kinds"), [(True, 8), (False, 5)])
+def test_each_round_of_the_plan_breaks_everything_once(*, broker: bool, kinds: int) -> None:
+    faults = plan(1, 3 * kinds, broker=broker, consumers=3)
+    for start in range(0, len(faults), kinds):
+        assert len({str(fault) for fault in faults[start : start + kinds]}) == kinds
