@@ -33,6 +33,14 @@ class QueueingConfig(Section):
     """Publishes, pulls and acknowledgements that may wait for the disk; one more is refused."""
     pubsub_port: int = 0
     """Of this machine, where clients of Google Pub/Sub are served without TLS or identity; 0 is none."""
+    saga_concurrency: int = Field(default=64, ge=1, le=10_000)
+    """Sagas that a replica drives at once."""
+    saga_lease_s: float = Field(default=15.0, ge=0.1)
+    """How long a saga is left to a replica that has fallen silent, before another goes on with it."""
+    saga_retention_s: float = Field(default=7 * 24 * 3600.0, gt=0)
+    """How long a saga is kept after its end."""
+    max_running_sagas: int = Field(default=10_000, ge=1)
+    """Sagas that have not ended; one more is refused."""
     full_sync: bool = True
     """Whether a publish waits until the disk has it; without, the loss of power may lose messages."""
     max_schedules: int = 100_000

@@ -46,13 +46,15 @@ def seconds(duration: duration_pb2.Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
 
 
-def _duration(value: float) -> duration_pb2.Duration:
+def duration_to(value: float) -> duration_pb2.Duration:
+    """A duration of so many seconds."""
     duration = duration_pb2.Duration()
     duration.FromNanoseconds(round(value * 1e9))
     return duration
 
 
-def _timestamp(value: float) -> timestamp_pb2.Timestamp:
+def timestamp_to(value: float) -> timestamp_pb2.Timestamp:
+    """A time in seconds since 1970."""
     timestamp = timestamp_pb2.Timestamp()
     timestamp.FromMicroseconds(round(value * 1e6))
     return timestamp
@@ -62,8 +64,9 @@ def _seconds_at(timestamp: timestamp_pb2.Timestamp) -> float:
     return timestamp.seconds + timestamp.nanos / 1e9
 
 
-def _present(value: float) -> timestamp_pb2.Timestamp | None:
-    return _timestamp(value) if value else None
+def present_to(value: float) -> timestamp_pb2.Timestamp | None:
+    """A time in seconds since 1970; absent for 0."""
+    return timestamp_to(value) if value else None
 
 
 _PRIORITIES = {
@@ -109,15 +112,16 @@ def topic_to(topic: Topic) -> queueing_pb2.Topic:
     """The proto's topic."""
     return queueing_pb2.Topic(
         name=topic.name,
-        create_time=_timestamp(topic.created),
+        create_time=timestamp_to(topic.created),
         log=topic.log,
-        retention=_duration(topic.retention_s),
+        retention=duration_to(topic.retention_s),
         retention_bytes=topic.retention_bytes,
         labels=topic.labels,
     )
 
 
-def _retry_from(retry: queueing_pb2.RetryPolicy) -> RetryPolicy:
+def retry_from(retry: queueing_pb2.RetryPolicy) -> RetryPolicy:
+    """The domain's policy, with its defaults for what is absent."""
     default = RetryPolicy()
     return RetryPolicy(
         backoff=_BACKOFFS.get(retry.backoff, Backoff.EXPONENTIAL),
@@ -127,11 +131,12 @@ def _retry_from(retry: queueing_pb2.RetryPolicy) -> RetryPolicy:
     )
 
 
-def _retry_to(retry: RetryPolicy) -> queueing_pb2.RetryPolicy:
+def retry_to(retry: RetryPolicy) -> queueing_pb2.RetryPolicy:
+    """The proto's policy."""
     return queueing_pb2.RetryPolicy(
         backoff=_BACKOFFS_TO[retry.backoff],
-        minimum=_duration(retry.minimum_s),
-        maximum=_duration(retry.maximum_s),
+        minimum=duration_to(retry.minimum_s),
+        maximum=duration_to(retry.maximum_s),
         max_attempts=retry.max_attempts,
     )
 
@@ -142,7 +147,7 @@ def subscription_from(message: queueing_pb2.Subscription) -> Subscription:
         name=message.name,
         topic=message.topic,
         ack_deadline_s=seconds(message.ack_deadline) if message.HasField("ack_deadline") else 30.0,
-        retry=_retry_from(message.retry),
+        retry=retry_from(message.retry),
         filter=message.filter,
         ordered=message.ordered,
         dead_letter_topic=message.dead_letter_topic,
@@ -159,13 +164,13 @@ def subscription_to(subscription: Subscription) -> queueing_pb2.Subscription:
     return queueing_pb2.Subscription(
         name=subscription.name,
         topic=subscription.topic,
-        ack_deadline=_duration(subscription.ack_deadline_s),
-        retry=_retry_to(subscription.retry),
-        create_time=_timestamp(subscription.created),
+        ack_deadline=duration_to(subscription.ack_deadline_s),
+        retry=retry_to(subscription.retry),
+        create_time=timestamp_to(subscription.created),
         filter=subscription.filter,
         ordered=subscription.ordered,
         dead_letter_topic=subscription.dead_letter_topic,
-        ttl=_duration(subscription.ttl_s) if subscription.ttl_s else None,
+        ttl=duration_to(subscription.ttl_s) if subscription.ttl_s else None,
         exclusive=subscription.exclusive,
         exactly_once=subscription.exactly_once,
         labels=subscription.labels,
@@ -184,7 +189,7 @@ def message_from(message: queueing_pb2.Message, trace: dict[str, str]) -> Messag
         priority=_PRIORITIES.get(message.priority, Priority.NORMAL),
         ttl_s=seconds(message.ttl),
         correlation_id=message.correlation_id,
-        retry=_retry_from(message.retry) if message.HasField("retry") else None,
+        retry=retry_from(message.retry) if message.HasField("retry") else None,
     )
 
 
@@ -212,12 +217,12 @@ def message_to(message: Message) -> queueing_pb2.Message:
         data=message.data,
         attributes=message.attributes,
         dedup_id=message.dedup_id,
-        delay=_duration(message.delay_s) if message.delay_s else None,
+        delay=duration_to(message.delay_s) if message.delay_s else None,
         ordering_key=message.ordering_key,
         priority=_PRIORITIES_TO[message.priority],
-        ttl=_duration(message.ttl_s) if message.ttl_s else None,
+        ttl=duration_to(message.ttl_s) if message.ttl_s else None,
         correlation_id=message.correlation_id,
-        retry=_retry_to(message.retry) if message.retry else None,
+        retry=retry_to(message.retry) if message.retry else None,
     )
 
 
@@ -229,7 +234,7 @@ def delivery_to(delivery: Delivery) -> queueing_pb2.Delivery:
         message_id=message.message_id,
         data=message.data,
         attributes=message.attributes,
-        publish_time=_timestamp(message.published),
+        publish_time=timestamp_to(message.published),
         attempt=delivery.attempt,
         topic=message.topic,
         ordering_key=message.ordering_key,
@@ -276,11 +281,11 @@ def dead_letter_to(letter: DeadLetter) -> queueing_pb2.DeadLetter:
         topic=message.topic,
         data=message.data,
         attributes=message.attributes,
-        publish_time=_timestamp(message.published),
-        dead_time=_timestamp(letter.died),
+        publish_time=timestamp_to(message.published),
+        dead_time=timestamp_to(letter.died),
         reason=letter.reason,
         history=[
-            queueing_pb2.Attempt(time=_timestamp(when), reason=reason) for when, reason in letter.history
+            queueing_pb2.Attempt(time=timestamp_to(when), reason=reason) for when, reason in letter.history
         ],
         attempts=letter.attempts,
         ordering_key=message.ordering_key,
@@ -294,8 +299,8 @@ def dead_letter_stats_to(stats: DeadLetterStats) -> queueing_pb2.DeadLetterStats
     return queueing_pb2.DeadLetterStats(
         total=stats.total,
         reasons=stats.reasons,
-        oldest_time=_present(stats.oldest),
-        newest_time=_present(stats.newest),
+        oldest_time=present_to(stats.oldest),
+        newest_time=present_to(stats.newest),
     )
 
 
@@ -306,7 +311,7 @@ def stats_to(stats: Stats) -> queueing_pb2.Stats:
         leased=stats.leased,
         delayed=stats.delayed,
         dead=stats.dead,
-        oldest_time=_present(stats.oldest),
+        oldest_time=present_to(stats.oldest),
     )
 
 
@@ -331,7 +336,7 @@ def event_to(event: Event) -> queueing_pb2.Event:
         topic=message.topic,
         data=message.data,
         attributes=message.attributes,
-        publish_time=_timestamp(message.published),
+        publish_time=timestamp_to(message.published),
         ordering_key=message.ordering_key,
         priority=_PRIORITIES_TO[message.priority],
         correlation_id=message.correlation_id,
@@ -365,7 +370,7 @@ def snapshot_to(snapshot: Snapshot) -> queueing_pb2.Snapshot:
         name=snapshot.name,
         topic=snapshot.topic,
         filter=snapshot.filter,
-        expire_time=_timestamp(snapshot.expires),
+        expire_time=timestamp_to(snapshot.expires),
         labels=snapshot.labels,
-        create_time=_timestamp(snapshot.created),
+        create_time=timestamp_to(snapshot.created),
     )

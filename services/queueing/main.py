@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from plexus.queueing.v1 import queueing_pb2_grpc, schedules_pb2_grpc
+from plexus.queueing.v1 import queueing_pb2_grpc, sagas_pb2_grpc, schedules_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.config import QueueingConfig
 from services.queueing.faces import pubsub_access
 from services.queueing.faces.pubsub import Face
+from services.queueing.sagas.methods import Methods
+from services.queueing.sagas.orchestrator import Orchestrator, Pace
+from services.queueing.sagas.requests import Channel
+from services.queueing.sagas.servicer import SagaServicer
+from services.queueing.sagas.store import DatabaseSagaStore
+from services.queueing.sagas.watching import Changes
 from services.queueing.schedules.runner import Runner
 from services.queueing.schedules.servicer import ScheduleServicer
 from services.queueing.schedules.store import ScheduleStore
@@ -71,6 +77,7 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
     queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker, calls), runtime.server)
     schedules = await _schedules(runtime, stack, broker, database)
     schedules_pb2_grpc.add_ScheduleServiceServicer_to_server(schedules, runtime.server)
+    sagas_pb2_grpc.add_SagaServiceServicer_to_server(_sagas(runtime, broker, database), runtime.server)
 
 
 async def _schedules(
@@ -89,6 +96,20 @@ async def _schedules(
         most=config.max_schedules,
         shortest=timedelta(seconds=config.schedule_min_interval_s),
     )
+
+
+def _sagas(runtime: ServiceRuntime, broker: Broker, database: Database) -> SagaServicer:
+    """Drive the sagas of the database."""
+    config = runtime.config(QueueingConfig)
+    store, changes = DatabaseSagaStore(database), Changes(runtime.stopping)
+    pace = Pace(
+        lease_s=config.saga_lease_s,
+        concurrency=config.saga_concurrency,
+        retention_s=config.saga_retention_s,
+    )
+    orchestrator = Orchestrator(store, Channel(broker), Methods(runtime.mesh.channel), changes, pace)
+    runtime.spawn(orchestrator.run(), name="sagas")
+    return SagaServicer(store, orchestrator, changes, max_running=config.max_running_sagas)
 
 
 @asynccontextmanager
@@ -110,6 +131,10 @@ async def _emulator(runtime: ServiceRuntime, face: Face, port: int) -> AsyncIter
 SERVICE = Service(
     name="queueing",
     compose=compose,
-    proto_services=("plexus.queueing.v1.QueueingService", "plexus.queueing.v1.ScheduleService"),
+    proto_services=(
+        "plexus.queueing.v1.QueueingService",
+        "plexus.queueing.v1.ScheduleService",
+        "plexus.queueing.v1.SagaService",
+    ),
     groups=pubsub_access.GROUPS,
 )

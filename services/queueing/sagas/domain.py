@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.queueing.sagas.definitions import Action, Definition
-    from services.queueing.sagas.machine import Event
+    from services.queueing.sagas.machine import Event, Transition
 
 MAX_INPUT_BYTES = 256 * 1024
 MAX_RESULT_BYTES = 64 * 1024
@@ -124,11 +124,13 @@ class Attempt:
     Attributes:
         call_id: Names it in requests and replies.
         number: Of the attempts of this action, from 1.
+        started: When it began, seconds since 1970.
         deadline: When it counts as failed, seconds since 1970; 0 while it is not known to have been sent.
     """
 
     call_id: str
     number: int
+    started: float
     deadline: float = 0.0
 
 
@@ -206,7 +208,10 @@ class Saga:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An entry of a saga's history; `revision`, `time` and `state` are the saga's from then on."""
+    """An entry of a saga's history; `revision`, `time` and `state` are the saga's from then on.
+
+    `took_s` is how long an attempt that has ended took.
+    """
 
     revision: int
     time: float
@@ -215,7 +220,8 @@ class Record:
     step: str = ""
     undo: bool = False
     attempt: int = 0
-    problem: Problem = field(default_factory=Problem)
+    problem: Problem = Problem()
+    took_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +338,7 @@ class SagaStore(Protocol):
         """Sagas, the newest first, after a creation time and id; without input and results."""
         ...
 
-    async def change(self, saga_id: str, event: Event) -> Saga:
+    async def change(self, saga_id: str, event: Event) -> Transition:
         """Apply an event to a saga as it is now, one after the other.
 
         Raises:
@@ -348,8 +354,8 @@ class SagaStore(Protocol):
         """Take sagas that are due and that nobody has; their ids."""
         ...
 
-    async def renew(self, owner: str, *, lease_s: float) -> None:
-        """Have what one has for longer."""
+    async def renew(self, owner: str, saga_ids: Sequence[str], *, lease_s: float) -> None:
+        """Have these for longer, as far as one still has them."""
         ...
 
     async def release(self, saga_id: str, owner: str, *, retry_s: float = 0.0) -> bool:

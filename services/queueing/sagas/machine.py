@@ -176,13 +176,20 @@ class _Change:
         return Transition(replace(self._saga, updated=self._now), tuple(self._records))
 
     def note(
-        self, kind: Kind, *, whole: bool = False, problem: Problem = NO_PROBLEM, number: int = 0
+        self,
+        kind: Kind,
+        *,
+        whole: bool = False,
+        problem: Problem = NO_PROBLEM,
+        attempt: Attempt | None = None,
     ) -> None:
         """Write into the history, of the saga as a whole or of its step."""
         saga = self._saga = replace(self._saga, revision=self._saga.revision + 1)
         record = Record(saga.revision, self._now, kind, saga.state, problem=problem)
         if not whole:
-            record = replace(record, step=self._step.name, undo=saga.undoing, attempt=number)
+            record = replace(record, step=self._step.name, undo=saga.undoing)
+        if attempt is not None:
+            record = replace(record, attempt=attempt.number, took_s=self._now - attempt.started)
         self._records.append(record)
 
     @property
@@ -209,8 +216,9 @@ class _Change:
             self._set_step(state=StepState.RUNNING, attempts=number)
         phase = "c" if saga.undoing else "a"
         call_id = f"{saga.id}.{saga.position}{phase}{number}.{saga.secret}"
-        self._set(attempt=Attempt(call_id, number), tries=saga.tries + 1, pause_until=0.0)
-        self.note(Kind.ATTEMPT_STARTED, number=number)
+        attempt = Attempt(call_id, number, self._now)
+        self._set(attempt=attempt, tries=saga.tries + 1, pause_until=0.0)
+        self.note(Kind.ATTEMPT_STARTED, attempt=attempt)
 
     def sent(self) -> None:
         attempt = self._saga.attempt
@@ -219,14 +227,14 @@ class _Change:
             self._set(attempt=replace(attempt, deadline=self._now + timeout_s))
 
     def succeeded(self, result: Any, problem: Problem = NO_PROBLEM) -> None:
-        number = self._end_attempt()
+        ended = self._end_attempt()
         if self._saga.undoing:
             self._set_step(state=StepState.COMPENSATED)
-            self.note(Kind.ATTEMPT_SUCCEEDED, problem=problem, number=number)
+            self.note(Kind.ATTEMPT_SUCCEEDED, problem=problem, attempt=ended)
             self._undo_from(self._saga.position - 1)
             return
         self._set_step(state=StepState.SUCCEEDED, done=True, result=result, problem=NO_PROBLEM)
-        self.note(Kind.ATTEMPT_SUCCEEDED, number=number)
+        self.note(Kind.ATTEMPT_SUCCEEDED, attempt=ended)
         if self._saga.cause is Cause.CANCELLED:
             self._begin_undoing()
         elif self._saga.position + 1 < len(self._saga.steps):
@@ -240,23 +248,23 @@ class _Change:
         if self._saga.undoing and problem.code == NOTHING_THERE:
             self.succeeded(None, problem)
             return
-        number = self._end_attempt()
+        ended = self._end_attempt()
         doubtful = not event.untouched and problem.code not in _UNDONE
         if doubtful and not self._saga.undoing:
             self._set_step(doubtful=True)
         self._set_step(problem=problem)
-        self.note(Kind.ATTEMPT_FAILED, problem=problem, number=number)
+        self.note(Kind.ATTEMPT_FAILED, problem=problem, attempt=ended)
         self._again_or_not(problem, Cause.FAILED)
 
     def tick(self) -> None:
         saga = self._saga
         if saga.attempt is not None and 0 < saga.attempt.deadline <= self._now:
             overdue = (*saga.overdue, saga.attempt.call_id)[-MAX_OVERDUE:]
-            number = self._end_attempt()
+            ended = self._end_attempt()
             problem = Problem(TIMED_OUT, "no answer in time")
             self._set(overdue=overdue)
             self._set_step(doubtful=self._step.doubtful or not saga.undoing, problem=problem)
-            self.note(Kind.ATTEMPT_TIMED_OUT, problem=problem, number=number)
+            self.note(Kind.ATTEMPT_TIMED_OUT, problem=problem, attempt=ended)
             self._again_or_not(problem, Cause.TIMED_OUT)
         elif 0 < saga.pause_until <= self._now:
             self.attempt()
@@ -309,10 +317,10 @@ class _Change:
         else:
             self.attempt()
 
-    def _end_attempt(self) -> int:
-        attempt = self._saga.attempt
+    def _end_attempt(self) -> Attempt | None:
+        ended = self._saga.attempt
         self._set(attempt=None)
-        return attempt.number if attempt else 0
+        return ended
 
     @property
     def _after_failure(self) -> StepState:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_, update
@@ -14,7 +16,7 @@ from services.queueing.sagas.tables import EVENTS, SAGAS, SCHEMA
 from services.runtime.errors import AlreadyExistsError, InvalidArgumentError, ResourceExhaustedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -28,51 +30,69 @@ _UNENDED = tuple(state.value for state in State if not state.ended)
 
 
 class DatabaseSagaStore:
-    """A SagaStore; `open` it before use."""
+    """A SagaStore; its tables are made, or brought up to date, at first use."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._migrating = asyncio.Lock()
+        self._migrated = False
 
-    async def open(self) -> None:
-        """Make the tables."""
-        await self._database.migrate(SCHEMA)
+    async def _migrate(self) -> None:
+        if self._migrated:
+            return
+        async with self._migrating:
+            if not self._migrated:
+                await self._database.migrate(SCHEMA)
+                self._migrated = True
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[AsyncConnection]:
+        await self._migrate()
+        async with self._database.transaction() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+        await self._migrate()
+        async with self._database.reading() as connection:
+            yield connection
 
     # Definitions.
 
     async def create_definition(self, definition: Definition) -> Definition:
         """As SagaStore."""
-        async with self._database.transaction() as connection:
+        async with self._writing() as connection:
             now = await self._database.now(connection)
             return await catalogue.create(self._database, connection, definition, now)
 
     async def get_definition(self, name: str, version: int = 0) -> Definition:
         """As SagaStore."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             if version:
                 return await catalogue.version(connection, name, version)
             return await catalogue.newest(connection, name)
 
     async def list_definitions(self, *, limit: int, after: str = "") -> list[Definition]:
         """As SagaStore."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await catalogue.page(connection, limit=limit, after=after)
 
     async def update_definition(self, definition: Definition) -> Definition:
         """As SagaStore."""
-        async with self._database.transaction() as connection:
+        async with self._writing() as connection:
             now = await self._database.now(connection)
             return await catalogue.change(connection, definition, now)
 
     async def delete_definition(self, name: str) -> None:
         """As SagaStore."""
-        async with self._database.transaction() as connection:
+        async with self._writing() as connection:
             await catalogue.remove(connection, name)
 
     # Sagas.
 
     async def start(self, order: Order, *, max_running: int) -> Saga:
         """As SagaStore."""
-        async with self._database.transaction() as connection:
+        async with self._writing() as connection:
             present = await self._of_request(connection, order)
             if present is not None:
                 return present
@@ -119,7 +139,7 @@ class DatabaseSagaStore:
 
     async def get(self, saga_id: str) -> Saga:
         """As SagaStore."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await _read(connection, saga_id)
 
     async def list_sagas(
@@ -134,24 +154,24 @@ class DatabaseSagaStore:
         if before is not None:
             wanted.append(tuple_(SAGAS.c.created, SAGAS.c.id) < before)
         query = select(*_LISTED).order_by(SAGAS.c.created.desc(), SAGAS.c.id.desc()).limit(limit)
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return [saga_of(row) for row in await connection.execute(query.where(*wanted))]
 
-    async def change(self, saga_id: str, event: machine.Event) -> Saga:
+    async def change(self, saga_id: str, event: machine.Event) -> machine.Transition:
         """As SagaStore."""
-        async with self._database.transaction() as connection:
+        async with self._writing() as connection:
             saga = await _read(connection, saga_id, lock=True)
             definition = await catalogue.version(connection, saga.definition, saga.version)
             now = await self._database.now(connection)
             made = machine.apply(definition, saga, event, now)
             if made.saga is saga:
-                return saga
+                return made
             changed = _columns(made.saga)
             if made.saga.results != saga.results:
                 changed["results"] = json_text(made.saga.results)
             await connection.execute(update(SAGAS).where(SAGAS.c.id == saga_id).values(changed))
             await _write(connection, saga_id, made.records)
-            return made.saga
+            return made
 
     async def events(self, saga_id: str, *, limit: int, after: int = 0) -> list[Record]:
         """As SagaStore."""
@@ -161,7 +181,7 @@ class DatabaseSagaStore:
             .order_by(EVENTS.c.revision)
             .limit(limit)
         )
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             found = [record_of(text) for text in (await connection.execute(query)).scalars()]
             if not found:
                 await _read(connection, saga_id)
@@ -171,7 +191,7 @@ class DatabaseSagaStore:
 
     async def claim(self, owner: str, *, limit: int, lease_s: float) -> Sequence[str]:
         """As SagaStore."""
-        async with self._database.transaction() as connection:
+        async with self._writing() as connection:
             now = await self._database.now(connection)
             free = (
                 select(SAGAS.c.id)
@@ -188,15 +208,16 @@ class DatabaseSagaStore:
             )
             return list((await connection.execute(taken)).scalars())
 
-    async def renew(self, owner: str, *, lease_s: float) -> None:
+    async def renew(self, owner: str, saga_ids: Sequence[str], *, lease_s: float) -> None:
         """As SagaStore."""
-        async with self._database.transaction() as connection:
+        mine = and_(SAGAS.c.id.in_(saga_ids), SAGAS.c.owner == owner)
+        async with self._writing() as connection:
             until = await self._database.now(connection) + lease_s
-            await connection.execute(update(SAGAS).where(SAGAS.c.owner == owner).values(leased_until=until))
+            await connection.execute(update(SAGAS).where(mine).values(leased_until=until))
 
     async def release(self, saga_id: str, owner: str, *, retry_s: float = 0.0) -> bool:
         """As SagaStore."""
-        async with self._database.transaction() as connection:
+        async with self._writing() as connection:
             now = await self._database.now(connection)
             mine = and_(SAGAS.c.id == saga_id, SAGAS.c.owner == owner)
             if not retry_s:
@@ -210,7 +231,7 @@ class DatabaseSagaStore:
 
     async def next_due_s(self, *, most: float) -> float:
         """As SagaStore."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             now = await self._database.now(connection)
             query = select(SAGAS.c.due, SAGAS.c.leased_until).where(SAGAS.c.due < now + most)
             ready = (
@@ -231,13 +252,13 @@ class DatabaseSagaStore:
     async def counts(self) -> dict[State, int]:
         """As SagaStore."""
         query = select(SAGAS.c.state, func.count()).where(SAGAS.c.state.in_(_UNENDED)).group_by(SAGAS.c.state)
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return {State(state): count for state, count in await connection.execute(query)}
 
     async def purge(self, *, ended_before: float, limit: int) -> int:
         """As SagaStore."""
         old = select(SAGAS.c.id).where(SAGAS.c.ended > 0, SAGAS.c.ended < ended_before).limit(limit)
-        async with self._database.transaction() as connection:
+        async with self._writing() as connection:
             ids = (await connection.execute(old)).scalars().all()
             if ids:
                 await connection.execute(delete(EVENTS).where(EVENTS.c.saga.in_(ids)))

@@ -56,7 +56,6 @@ EVENTS = Table(
     PrimaryKeyConstraint("saga", "revision"),
 )
 Index("saga_instances_due", SAGAS.c.due)
-Index("saga_instances_owner", SAGAS.c.owner)
 Index("saga_instances_state", SAGAS.c.state, SAGAS.c.created, SAGAS.c.id)
 Index("saga_instances_created", SAGAS.c.created, SAGAS.c.id)
 Index("saga_instances_definition", SAGAS.c.definition, SAGAS.c.created, SAGAS.c.id)
@@ -103,7 +102,6 @@ def _first(operations: Operations) -> None:
         PrimaryKeyConstraint("saga", "revision"),
     )
     operations.create_index("saga_instances_due", "saga_instances", ["due"])
-    operations.create_index("saga_instances_owner", "saga_instances", ["owner"])
     operations.create_index("saga_instances_state", "saga_instances", ["state", "created", "id"])
     operations.create_index("saga_instances_created", "saga_instances", ["created", "id"])
     operations.create_index("saga_instances_definition", "saga_instances", ["definition", "created", "id"])

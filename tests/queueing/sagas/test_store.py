@@ -45,7 +45,6 @@ ORDER = Definition(
 @pytest.fixture
 async def store(state: Database) -> DatabaseSagaStore:
     store = DatabaseSagaStore(state)
-    await store.open()
     await store.create_definition(ORDER)
     return store
 
@@ -64,12 +63,12 @@ def call(saga: Saga) -> str:
 async def finish(store: DatabaseSagaStore, saga_id: str) -> Saga:
     saga = await store.get(saga_id)
     while saga.attempt is not None:
-        saga = await store.change(saga_id, Succeeded(call(saga), {"of": call(saga)}))
+        saga = (await store.change(saga_id, Succeeded(call(saga), {"of": call(saga)}))).saga
     return saga
 
 
 async def test_the_steps_lead_to_the_tables(state: Database) -> None:
-    await DatabaseSagaStore(state).open()
+    await DatabaseSagaStore(state).counts()
 
     def differences(connection: Connection) -> list[object]:
         ours = {"include_name": lambda name, kind, _parents: kind != "table" or name in METADATA.tables}
@@ -143,7 +142,7 @@ async def test_a_saga_is_kept_with_input_results_and_history(store: DatabaseSaga
     saga = await start(store, "s1", trace="00-a-b-01")
     assert await store.get("s1") == saga
     assert (saga.trace, saga.input) == ("00-a-b-01", {"sku": 7, "text": "\x00\u2028"})
-    sent = await store.change("s1", Sent(call(saga)))
+    sent = (await store.change("s1", Sent(call(saga)))).saga
     assert await store.get("s1") == sent
     done = await finish(store, "s1")
     assert await store.get("s1") == done
@@ -235,7 +234,7 @@ async def test_the_sagas_of_a_dead_driver_are_taken_over(store: DatabaseSagaStor
     assert await store.claim("dead", limit=1, lease_s=0.01) == ["s1"]
     await asyncio.sleep(await store.next_due_s(most=60) + 0.05)
     assert await store.claim("other", limit=1, lease_s=60) == ["s1"]
-    await store.renew("dead", lease_s=60)
+    await store.renew("dead", ["s1"], lease_s=60)
     assert await store.release("s1", "dead")  # it is not his to keep
     assert await store.claim("third", limit=1, lease_s=60) == []
 
@@ -243,7 +242,7 @@ async def test_the_sagas_of_a_dead_driver_are_taken_over(store: DatabaseSagaStor
 async def test_a_lease_that_is_renewed_goes_on(store: DatabaseSagaStore) -> None:
     await start(store, "s1")
     await store.claim("me", limit=1, lease_s=0.01)
-    await store.renew("me", lease_s=60)
+    await store.renew("me", ["s1"], lease_s=60)
     assert await store.claim("other", limit=1, lease_s=60) == []
     assert await store.next_due_s(most=5) == 5
 
@@ -257,7 +256,7 @@ async def test_a_saga_that_is_due_is_not_given_back(store: DatabaseSagaStore) ->
     assert await store.claim("me", limit=1, lease_s=60) == []
     assert await store.next_due_s(most=5) == 5
     assert 5 < await store.next_due_s(most=MANY) <= 600
-    saga = await store.change("s1", Succeeded(call(saga)))
+    saga = (await store.change("s1", Succeeded(call(saga)))).saga
     assert await store.next_due_s(most=5) == 0
     assert await store.claim("me", limit=1, lease_s=60) == ["s1"]
     assert await store.release("s1", "me", retry_s=60)
@@ -271,7 +270,7 @@ async def test_a_history_forgets_its_oldest(
     monkeypatch.setattr("services.queueing.sagas.store.MAX_EVENTS", 20)
     saga = await start(store, "s1")
     while saga.revision < 30:
-        saga = await store.change("s1", Failed(call(saga), Problem("UNAVAILABLE")))
+        saga = (await store.change("s1", Failed(call(saga), Problem("UNAVAILABLE")))).saga
     kept = await store.events("s1", limit=MANY)
     assert len(kept) == 20
     assert kept[-1].revision == saga.revision

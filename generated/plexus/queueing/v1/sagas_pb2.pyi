@@ -536,6 +536,7 @@ class SagaEvent(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     ERROR_CODE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ELAPSED_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The saga's from then on."""
     type: Global___SagaEventType.ValueType
@@ -556,6 +557,10 @@ class SagaEvent(_message.Message):
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
 
+    @_builtins.property
+    def elapsed(self) -> _duration_pb2.Duration:
+        """How long the attempt took, once it has ended."""
+
     def __init__(
         self,
         *,
@@ -568,10 +573,11 @@ class SagaEvent(_message.Message):
         attempt: _builtins.int = ...,
         error_code: _builtins.str = ...,
         error: _builtins.str = ...,
+        elapsed: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "compensation", b"compensation", "error", b"error", "error_code", b"error_code", "revision", b"revision", "state", b"state", "step", b"step", "time", b"time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "compensation", b"compensation", "elapsed", b"elapsed", "error", b"error", "error_code", b"error_code", "revision", b"revision", "state", b"state", "step", b"step", "time", b"time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,113 @@
+"""A replica that drives sagas is killed at every point, and what another one makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf import duration_pb2
+
+from plexus.queueing.v1 import queueing_pb2, sagas_pb2, sagas_pb2_grpc
+from tests.queueing.sagas.replica import Plan, Replica
+from tests.queueing.sagas.worker import Refusal, Worker, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+AT_ONCE = 8
+LONG = duration_pb2.Duration(seconds=3600)
+RETRY = queueing_pb2.RetryPolicy(backoff=queueing_pb2.BACKOFF_IMMEDIATE)
+
+
+def action(topic: str) -> sagas_pb2.SagaAction:
+    return sagas_pb2.SagaAction(topic=topic, timeout=LONG, retry=RETRY)
+
+
+ORDER = sagas_pb2.SagaDefinition(
+    name="order",
+    steps=[
+        sagas_pb2.SagaStep(name="reserve", action=action("work.reserve"), compensation=action("work.undo")),
+        sagas_pb2.SagaStep(name="charge", action=action("work.charge"), compensation=action("work.undo")),
+    ],
+)
+EFFECTS = ["reserve action", "charge action", "reserve compensation"]
+
+
+def decline(content: dict[str, Any]) -> object:
+    if content["step"] == "charge":
+        raise Refusal("FAILED_PRECONDITION")
+    return {"of": content["step"]}
+
+
+@asynccontextmanager
+async def sagas_at(address: str) -> AsyncIterator[sagas_pb2_grpc.SagaServiceStub]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield sagas_pb2_grpc.SagaServiceStub(channel)
+
+
+async def ended(address: str, saga_id: str) -> sagas_pb2.Saga:
+    """Wait for the end of a saga."""
+    async with sagas_at(address) as stub:
+        async for _ in stub.WatchSaga(sagas_pb2.WatchSagaRequest(saga=saga_id), timeout=300):
+            pass
+        return await stub.GetSaga(sagas_pb2.GetSagaRequest(saga=saga_id))
+
+
+async def attempts(address: str, saga_id: str) -> list[str]:
+    async with sagas_at(address) as stub:
+        events = (await stub.ListSagaEvents(sagas_pb2.ListSagaEventsRequest(saga=saga_id))).events
+    return [
+        f"{event.step} {'compensation' if event.compensation else 'action'}"
+        for event in events
+        if event.type == sagas_pb2.SAGA_EVENT_TYPE_ATTEMPT_STARTED
+    ]
+
+
+async def begin(replica: Replica, saga_id: str = "s1") -> None:
+    """Define and start a saga; the replica may die of it."""
+    async with sagas_at(replica.address) as stub:
+        await stub.CreateSagaDefinition(sagas_pb2.CreateSagaDefinitionRequest(definition=ORDER))
+        with suppress(grpc.aio.AioRpcError):
+            await stub.StartSaga(sagas_pb2.StartSagaRequest(definition="order", id=saga_id))
+
+
+async def killed_at(point: int, plan: Plan) -> bool:
+    """Run a saga whose replica dies at a point, if it gets there; tell whether it did."""
+    plan.folder.mkdir()
+    worker = Worker(decline)
+    async with Replica(replace(plan, dies_at=point)) as first:
+        await prepare(first.address)
+        async with worker.at(first.address):
+            await begin(first)
+            with suppress(grpc.aio.AioRpcError):
+                await ended(first.address, "s1")
+                return False
+            await first.died()
+    async with Replica(plan) as second, worker.at(second.address):
+        saga = await ended(second.address, "s1")
+        assert saga.state == sagas_pb2.SAGA_STATE_COMPENSATED
+        assert saga.cause == sagas_pb2.SAGA_CAUSE_FAILED
+        assert worker.effects == EFFECTS, f"killed at {point}"
+        assert await attempts(second.address, "s1") == EFFECTS, f"killed at {point}"
+    return True
+
+
+async def test_a_saga_survives_the_death_of_its_driver_at_any_point(tmp_path: Path) -> None:
+    """Before and after each change, each request that is sent, each answer that is acknowledged."""
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def one(point: int) -> bool:
+        folder = tmp_path / str(point)
+        async with room:
+            return await killed_at(point, Plan(f"sqlite:///{folder}/state.sqlite", folder))
+
+    died = await asyncio.gather(*(one(point) for point in range(1, 27)))
+    assert died[0]
+    assert sum(died) >= 21, died
