@@ -11,6 +11,7 @@ import json
 import selectors
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -26,6 +27,8 @@ PATH = f"/{SERVICE}/{METHOD}"
 PAYLOAD = bytes(range(256)) * 4
 CALL_S = 5.0
 READY_S = 60.0
+BETWEEN_S = 0.002
+"""Pause between calls that look for a change."""
 
 
 def say(**message: Any) -> None:
@@ -83,6 +86,20 @@ class Caller:
                 return ""
             await asyncio.sleep(0.1)
         return next(iter(self._failures))
+
+    async def until(self, *, denied: bool) -> float:
+        """Call, one after the other, until the answer is a refusal, or no longer one.
+
+        Returns:
+            `time.monotonic()` of that answer, which all processes of a machine share.
+        """
+        async with asyncio.timeout(READY_S):
+            while True:
+                self._failures = {}
+                await self._one(0)
+                if any(text.startswith("PERMISSION_DENIED") for text in self._failures) == denied:
+                    return time.monotonic()
+                await asyncio.sleep(BETWEEN_S)
 
     async def run(self, rate: float, seconds: float) -> dict[str, Any]:
         """Send at the times that the rate gives.

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from benchmarks._mesh_bare import SERVICE, Caller, add_to, answer, method, run_exactly, say, stop_event
 from plexus.client.channel import Mesh
 from services.mesh import main as control_plane
-from services.runtime.config import TelemetryConfig
-from services.runtime.service import Service, ServiceRuntime, join_mesh, serve
+from services.mesh.membership import Membership
+from services.runtime.config import Settings, TelemetryConfig
+from services.runtime.service import Service, ServiceRuntime, serve
 from services.runtime.telemetry import configure_logging
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 NAME = "vectors"
 """A service that the shipped intentions let the caller's identity use."""
 IDENTITY = "cli"
-CERTIFICATE_S = 24 * 3600.0
 
 
 async def _control(state: Path, port: int) -> None:
@@ -41,9 +41,11 @@ async def _serve(state: Path, port: int) -> None:
 
 
 async def _call(state: Path, port: int) -> None:
-    join_mesh(IDENTITY, state, port, CERTIFICATE_S)
-    async with Mesh() as mesh:
-        await answer(Caller(method(mesh.channel(NAME))))
+    async with Membership(IDENTITY, state, Settings()) as member:
+        await member.join()
+        member.enter_xds(port)
+        async with Mesh() as mesh:
+            await answer(Caller(method(mesh.channel(NAME))))
 
 
 def main() -> None:

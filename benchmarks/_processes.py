@@ -81,7 +81,7 @@ class Process:
 
 
 class Processes:
-    """Those that a benchmark starts; all end with it."""
+    """Those that a benchmark starts; all end with it, the last first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,7 +93,8 @@ class Processes:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(*(process.end() for process in self._started))
+        for process in reversed(self._started):  # a server says goodbye to the control plane it joined
+            await process.end()
 
     async def start(self, name: str, *command: str | Path, **variables: str) -> Process:
         """Start a program; what it writes to stderr is kept in a file."""

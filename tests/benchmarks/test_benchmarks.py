@@ -50,6 +50,13 @@ def test_mesh() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_intentions(consul_program: Path) -> None:
+    assert consul_program.is_file()
+    figures = run("intentions", "--changes", "1")
+    assert set(figures) == {"files_p50_s", "files_p99_s", "consul_p50_s", "consul_p99_s"}
+
+
+@pytest.mark.timeout(300)
 def test_control() -> None:
     figures = run("control", "--services", "5", "--clients", "4", "--changes", "2", "--idle-s", "0.2")
     assert set(figures) == {"ack_p50_s", "ack_p99_s", "idle_cpu_percent", "rss_mib"}
