@@ -69,12 +69,16 @@ class Process:
         assert found is not None
         return int(found[1]) / 1024
 
-    async def end(self) -> None:
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    async def end(self, how: signal.Signals = signal.SIGTERM, *, within_s: float = 10) -> None:
         """Ask it to end, and make it."""
         if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
+            self.send(how)
             try:
-                await asyncio.wait_for(self._process.wait(), 10)
+                await asyncio.wait_for(self._process.wait(), within_s)
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
