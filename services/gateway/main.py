@@ -18,12 +18,14 @@ from services.gateway import kong as kong_file
 from services.gateway import limits
 from services.gateway.config import GatewayConfig
 from services.gateway.credentials import CredentialStore
-from services.gateway.envoy.bootstrap import Mesh
+from services.gateway.envoy.bindings import bindings
+from services.gateway.envoy.bootstrap import Mesh, mesh_services
 from services.gateway.envoy.descriptors import plexus_files, transcoded
 from services.gateway.envoy.types import Edge
 from services.gateway.kong import KongFileError
 from services.gateway.pages import pages
 from services.gateway.proxy import EdgeConfigError, Proxy
+from services.gateway.traffic import follow
 from services.mesh.membership import Membership
 from services.mesh.registry.client import Registration
 from services.mesh.registry.consul import PLAIN_TAG, PORT_META, ConsulRegistry
@@ -37,6 +39,7 @@ from services.runtime.service import VERSION, unless
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from services.gateway.traffic import Way
     from services.mesh.trust.domain import Identity
 
 log = structlog.get_logger(__name__)
@@ -96,6 +99,7 @@ async def serve(
                 *([tasks.create_task(registration.run())] if registration is not None else []),
                 tasks.create_task(running.keep_alive()),
                 tasks.create_task(running.follow_files()),
+                tasks.create_task(running.follow_policies(member.identity)),
                 # Envoy watches the identity's files itself.
                 *(
                     tasks.create_task(loop, name=name)
@@ -147,6 +151,11 @@ class _Running:
         self._port = port
         self._limits_socket = sockets / "limits.sock"
         self._descriptors, self._proto_services = transcoded(plexus_files())
+        self._bindings = bindings(plexus_files())
+        self._ways: dict[str, tuple[Way, ...]] = {}
+        self._controls = mesh.control_planes
+        self._changing = asyncio.Lock()
+        self._renamed = asyncio.Event()
         self._seen = self._stamps()
         self.edge = self._render()
         self.limiter = limits.Limiter(self.edge.kong)
@@ -175,6 +184,8 @@ class _Running:
             port=self._port,
             limits_socket=self._limits_socket,
             pages=pages(),
+            bindings=self._bindings,
+            ways=dict(self._ways),
         )
 
     async def start(self) -> None:
@@ -210,16 +221,39 @@ class _Running:
             if stamps == self._seen:
                 continue
             self._seen = stamps
+            services = mesh_services(self.edge.kong).keys()
+            if await self._change():
+                self._seen = self._stamps()
+                self.limiter.reconfigure(self.edge.kong)
+                log.info("edge_changed", routes=sum(1 for _ in self.edge.kong.routes()))
+                if mesh_services(self.edge.kong).keys() != services:
+                    self._renamed.set()
+
+    async def follow_policies(self, identity: Identity) -> None:
+        """Take over where the traffic policies of the services in kong.yml send calls."""
+        while True:
+            self._renamed.clear()
+            await unless(self._renamed, self._follow_policies(identity))
+
+    async def _follow_policies(self, identity: Identity) -> None:
+        services = sorted(mesh_services(self.edge.kong))
+        async for told in follow(self._controls, identity, services):
+            before = dict(self._ways)
+            self._ways.update(told)
+            if self._ways != before and await self._change():
+                log.info("edge_routes_changed", services=sorted(told))
+
+    async def _change(self) -> bool:
+        """Render anew and put it in force; False if that is refused, and all stays as it is."""
+        async with self._changing:
             try:
                 edge = await asyncio.to_thread(self._render)
                 await self.proxy.configure(edge)
             except (KongFileError, EdgeConfigError, PlexusError) as error:
                 log.error("edge_change_refused", reason=str(error))  # noqa: TRY400 - the text says all
-                continue
-            self._seen = self._stamps()
+                return False
             self.edge = edge
-            self.limiter.reconfigure(edge.kong)
-            log.info("edge_changed", routes=sum(1 for _ in edge.kong.routes()))
+            return True
 
     def _stamps(self) -> tuple[tuple[int, int] | None, ...]:
         return tuple(_stamp(path) for path in (self._kong_path, self._store.path))

@@ -90,11 +90,11 @@ class Proxy:
             for path, secret in sds_files(self._upstreams).items():
                 if not path.exists():
                     write_private(path, json.dumps(secret))
-        files = xds_files(edge, self._upstreams)
+        files = xds_files(edge, self._upstreams, xds_dir)
         start = bootstrap(
             edge, self._upstreams, admin_socket=self._admin, xds_dir=xds_dir, node_id=self._node_id
         )
-        await self._validate(self_contained(start, files))
+        await self._validate(self_contained(start, edge, self._upstreams))
         write_private(self._folder / "bootstrap.json", json.dumps(start))
         for name, content in files.items():
             write_private(xds_dir / name, json.dumps(content))

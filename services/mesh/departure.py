@@ -12,12 +12,12 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-import grpc
 import grpc.aio
 import structlog
 from google.protobuf import duration_pb2
 
 from plexus.mesh.v1 import mesh_pb2, mesh_pb2_grpc
+from services.mesh.direct import CONTROL, control_channel
 from services.mesh.registry.domain import Health
 from services.mesh.xds.resources import ENDPOINT
 from services.runtime.errors import PlexusError
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CONTROL = "control"
 PATIENCE_S, MAX_PATIENCE_S = 5.0, 60.0
 _LOOK_S = 0.005
 """An acknowledgement costs nothing this way, and there are many more of them than departures."""
@@ -105,25 +104,17 @@ async def departed(
     except (PlexusError, TimeoutError) as error:
         log.warning("departure_not_awaited", reason=getattr(error, "reason", "TIMEOUT"))
         return False
-    credentials = grpc.ssl_channel_credentials(
-        identity.ca_path.read_bytes(), identity.key_path.read_bytes(), identity.cert_path.read_bytes()
-    )
-    told = await asyncio.gather(*(_ask(each, instance, credentials, patience_s) for each in controls))
+    told = await asyncio.gather(*(_ask(each, instance, identity, patience_s) for each in controls))
     return bool(told) and all(told)
 
 
-async def _ask(
-    control: Instance, instance: Instance, credentials: grpc.ChannelCredentials, patience_s: float
-) -> bool:
-    host = f"[{control.address}]" if ":" in control.address else control.address
+async def _ask(control: Instance, instance: Instance, identity: Identity, patience_s: float) -> bool:
     patience = duration_pb2.Duration()
     patience.FromTimedelta(timedelta(seconds=patience_s))
     request = mesh_pb2.AwaitDepartureRequest(
         service=instance.service, instance_id=instance.id, patience=patience
     )
-    # By the name that only a control plane's certificate has: an address alone proves nobody.
-    options = [("grpc.ssl_target_name_override", f"{CONTROL}.plexus.local")]
-    async with grpc.aio.secure_channel(f"{host}:{control.port}", credentials, options) as channel:
+    async with control_channel(control.address, control.port, identity) as channel:
         try:
             answer = await mesh_pb2_grpc.MeshServiceStub(channel).AwaitDeparture(
                 request, timeout=patience_s + _CALL_S

@@ -40,10 +40,13 @@ def parse(document: Document) -> ServiceIntentions:
         entry = ServiceIntentions.model_validate(data)
     except ValidationError as error:
         raise _invalid("\n".join(yaml_lines.problems(document.origin, lines, error))) from error
+    where = f"{document.origin}:{lines['Sources',]}"
     try:
-        IntentionTable.of([entry])
+        unjudged = IntentionTable.of([entry]).unjudged()
     except InvalidArgumentError as error:
-        raise _invalid(f"{document.origin}:{lines['Sources',]}: {error.message}") from error
+        raise _invalid(f"{where}: {error.message}") from error
+    if unjudged:
+        raise _invalid(f"{where}: conditions on headers are not judged: {', '.join(unjudged)}")
     return entry
 
 

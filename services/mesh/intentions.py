@@ -14,9 +14,11 @@ from services.runtime.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Decision", "IntentionAuthorizer", "IntentionTable", "ServiceIntentions", "Source"]
+__all__ = ["UNJUDGED", "Decision", "IntentionAuthorizer", "IntentionTable", "ServiceIntentions", "Source"]
 
 WILDCARD = "*"
+UNJUDGED = "has a condition that is not judged here"
+"""Description of a source whose condition was not understood; it denies."""
 RPC_METHOD = "POST"
 """The HTTP method of every gRPC call."""
 
@@ -119,6 +121,15 @@ class IntentionTable:
                 raise InvalidArgumentError(f"service-intentions for {entry.Name!r} name a source twice")
             table[entry.Name] = sources
         return cls(table)
+
+    def unjudged(self) -> list[str]:
+        """The rules with a condition that is not judged here, on headers or tokens; these never open."""
+        return [
+            f"{by} -> {to}"
+            for to, sources in sorted(self.by_destination.items())
+            for by, rule in sorted(sources.items())
+            if rule.Description == UNJUDGED or any(permission.HTTP.Header for permission in rule.Permissions)
+        ]
 
     def decide(self, source: str, destination: str, path: str) -> Decision:
         """Apply Consul's precedence: exact pair, any source, any destination, any pair; then deny."""

@@ -115,6 +115,7 @@ class Membership:
         self.authorizer = IntentionAuthorizer(IntentionTable(), destination=service)
         self._identity: Identity | None = None
         self._rules: AsyncIterator[IntentionTable] | None = None
+        self._unjudged: list[str] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -179,7 +180,7 @@ class Membership:
             self._rules = watch_intentions(self.consul, self._service)
         else:
             self._rules = self.intention_files().watch()
-        self.authorizer.replace(await anext(self._rules))
+        self.obey(await anext(self._rules))
         return self._identity
 
     async def _wait_for_consul(self, consul: ConsulClient) -> None:
@@ -213,8 +214,17 @@ class Membership:
 
     async def _follow(self, rules: AsyncIterator[IntentionTable]) -> None:
         async for table in rules:
-            self.authorizer.replace(table)
+            self.obey(table)
             log.info("intentions_changed", rules=sum(map(len, table.by_destination.values())))
+
+    def obey(self, table: IntentionTable) -> None:
+        """Answer by these rules from now on; those that cannot be judged are told once."""
+        self.authorizer.replace(table)
+        unjudged = table.unjudged()
+        if unjudged != self._unjudged:
+            self._unjudged = unjudged
+            if unjudged:
+                log.error("intentions_not_judged", rules=unjudged, effect="they deny, and allow nothing")
 
     def registry(self, mesh: Mesh) -> Registry:
         """Where this process registers."""

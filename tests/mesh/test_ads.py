@@ -211,6 +211,14 @@ def test_an_answer_to_a_response_of_another_stream_is_none_to_the_present(world:
     assert accepted._value.get() == before
 
 
+@pytest.mark.parametrize("url", [ENDPOINT, ROUTE])
+def test_a_response_about_nothing_is_never_sent(world: World, url: str) -> None:
+    # Some take it for the deletion of all that they have.
+    stream = world.stream()
+    assert stream.ask(request(url, "No Service")) == []
+    assert stream.ask(request(url)) == []
+
+
 def test_a_client_that_reconnects_is_answered_whatever_version_it_has(world: World) -> None:
     version = str(world.hub.revision)
     answers = world.stream().ask(request(ENDPOINT, "vectors", version=version))

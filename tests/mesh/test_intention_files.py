@@ -65,6 +65,10 @@ REFUSED = {
     "no such action": ("- {Name: b, Action: maybe}", r"here:4: Sources\[0\]\.Action: .*'allow' or 'deny'"),
     "no such key": ("- {Name: b, Action: allow, Colour: red}", r"here:4: Sources\[0\]\.Colour: no such key"),
     "twice": ("- {Name: b, Action: allow}\n  - {Name: b, Action: deny}", "here:3: .*name a source twice"),
+    "a condition on headers": (
+        "- {Name: b, Permissions: [{Action: allow, HTTP: {PathPrefix: /, Header: [{Name: x}]}}]}",
+        "here:3: conditions on headers are not judged: b -> a",
+    ),
     "no YAML": ("- {Name: b", "here:5: "),
 }
 

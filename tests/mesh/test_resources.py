@@ -132,6 +132,8 @@ def test_every_cluster_demands_the_servers_identity_in_both_forms_and_sets_no_tl
         message = xds_pb2.Cluster.FromString(resource.body.any.value)
         assert message.type == xds_pb2.DISCOVERY_TYPE_EDS
         assert message.eds_cluster_config.eds_config.HasField("ads")
+        # Of least request and random some libraries refuse each; unspecified is round robin.
+        assert message.lb_policy in {xds_pb2.LB_POLICY_UNSPECIFIED, xds_pb2.LB_POLICY_RING_HASH}
         tls = xds_pb2.UpstreamTlsContext.FromString(message.transport_socket.typed_config.value)
         common = tls.common_tls_context
         assert common.tls_certificate_provider_instance.instance_name == "plexus"

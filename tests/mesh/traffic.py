@@ -57,12 +57,15 @@ class Server:
     async def start(self, state: Path) -> None:
         identity = LocalCertificateSource(state, self.service, 3600).ensure()
         self._server = grpc.aio.server(interceptors=[self.pipeline], options=NO_REUSE)
+        self._server.add_generic_rpc_handlers((self.handlers(),))
+        self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", server_credentials(identity))
+        await self._server.start()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(self._ask) for name in ("Ask", "Other")
         }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Who", handlers),))
-        self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", server_credentials(identity))
-        await self._server.start()
+        return grpc.method_handlers_generic_handler("test.Who", handlers)
 
     async def stop(self) -> None:
         if self._server is not None:

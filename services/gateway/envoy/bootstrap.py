@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.gateway.envoy.listener import listener
+from services.gateway.envoy.routes import route_config
+from services.gateway.envoy.split import by_subset
 from services.gateway.envoy.types import CONTROL_CLUSTER, LIMITS_CLUSTER, Json, seconds, typed
 from services.gateway.kong import EDGE_SERVICE
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 CLUSTERS_FILE = "clusters.json"
 LISTENERS_FILE = "listeners.json"
+ROUTES_FILE = "routes.json"
 _CONNECTIONS = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
 _MAX_CONNECTIONS = 4096
 _MAX_REQUESTS = 16384
@@ -64,13 +67,11 @@ def bootstrap(
     edge: Edge, upstreams: Mesh | Fixed, *, admin_socket: Path, xds_dir: Path, node_id: str
 ) -> Json:
     """The bootstrap file; clusters and listener are in `xds_dir`, replaceable while it runs."""
-
-    def from_file(name: str) -> Json:
-        source = {"path": str(xds_dir / name), "watched_directory": {"path": str(xds_dir)}}
-        return {"path_config_source": source, "resource_api_version": "V3"}
-
     clusters = [_pipe_cluster(LIMITS_CLUSTER, edge.limits_socket)]
-    dynamic: Json = {"cds_config": from_file(CLUSTERS_FILE), "lds_config": from_file(LISTENERS_FILE)}
+    dynamic: Json = {
+        "cds_config": _from_file(xds_dir, CLUSTERS_FILE),
+        "lds_config": _from_file(xds_dir, LISTENERS_FILE),
+    }
     if isinstance(upstreams, Mesh):
         clusters.append(_control_cluster(upstreams))
         dynamic["ads_config"] = {
@@ -106,27 +107,34 @@ def clusters(edge: Edge, upstreams: Mesh | Fixed) -> list[Json]:
     ]
 
 
-def xds_files(edge: Edge, upstreams: Mesh | Fixed) -> dict[str, Json]:
+def _from_file(xds_dir: Path, name: str) -> Json:
+    source = {"path": str(xds_dir / name), "watched_directory": {"path": str(xds_dir)}}
+    return {"path_config_source": source, "resource_api_version": "V3"}
+
+
+def xds_files(edge: Edge, upstreams: Mesh | Fixed, xds_dir: Path) -> dict[str, Json]:
     """Content of the files in `xds_dir`, in the order in which to write them; the version is their hash."""
     return {
         name: {"version_info": _digest(resources), "resources": resources}
         for name, resources in (
             (CLUSTERS_FILE, clusters(edge, upstreams)),
-            (LISTENERS_FILE, [listener(edge)]),
+            # Apart from the listener: connections outlive a change of the routes.
+            (ROUTES_FILE, [typed("envoy.config.route.v3.RouteConfiguration", **route_config(edge))]),
+            (LISTENERS_FILE, [listener(edge, _from_file(xds_dir, ROUTES_FILE))]),
         )
     }
 
 
-def self_contained(config: Json, files: Mapping[str, Json]) -> Json:
+def self_contained(config: Json, edge: Edge, upstreams: Mesh | Fixed) -> Json:
     """The bootstrap with all resources inside, which `envoy --mode validate` checks whole."""
     inside = ("cds_config", "lds_config")
     dynamic = {key: value for key, value in config["dynamic_resources"].items() if key not in inside}
     static = {
         "clusters": [
             *config["static_resources"]["clusters"],
-            *map(_untyped, files[CLUSTERS_FILE]["resources"]),
+            *map(_untyped, clusters(edge, upstreams)),
         ],
-        "listeners": [*map(_untyped, files[LISTENERS_FILE]["resources"])],
+        "listeners": [_untyped(listener(edge))],
     }
     return {**config, "dynamic_resources": dynamic, "static_resources": static}
 
@@ -198,6 +206,7 @@ def _cluster(name: str, connect_timeout_ms: int, upstreams: Mesh | Fixed) -> Jso
         return {**cluster, "type": "STATIC", "load_assignment": _assignment(name, _socket(host, port))}
     return {
         **cluster,
+        **by_subset(),
         "type": "EDS",
         "eds_cluster_config": {
             "service_name": name,

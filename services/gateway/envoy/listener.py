@@ -28,8 +28,12 @@ _CLIENT_IDENTITY = (
 """Header families that only the edge may set."""
 
 
-def listener(edge: Edge) -> Json:
+def listener(edge: Edge, routes_from: Json | None = None) -> Json:
     """The Listener resource.
+
+    Args:
+        edge: What it is rendered from.
+        routes_from: ConfigSource of the routes; default: they are inside.
 
     Raises:
         ValueError: The address is not loopback; tokens would cross a network in the clear.
@@ -59,7 +63,7 @@ def listener(edge: Edge) -> Json:
             "initial_connection_window_size": 8 << 20,
         },
         local_reply_config=errors.local_replies(),
-        route_config=routes.route_config(edge),
+        **_routes(edge, routes_from),
         http_filters=_filters(edge),
     )
     return typed(
@@ -71,6 +75,12 @@ def listener(edge: Edge) -> Json:
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     )
+
+
+def _routes(edge: Edge, routes_from: Json | None) -> Json:
+    if routes_from is None:
+        return {"route_config": routes.route_config(edge)}
+    return {"rds": {"route_config_name": routes.ROUTES, "config_source": routes_from}}
 
 
 def _filter(name: str, config: Json) -> Json:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from services.gateway import kong, plugins
 from services.gateway.envoy import lua
+from services.gateway.envoy.split import split
 from services.gateway.envoy.types import FILTERS, Json, seconds, typed
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ _LITERAL_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]+)?")
 _MAX_PAGE_BYTES = 16 << 20
 
 
+ROUTES = "kong"
+"""Name of the route configuration."""
+
+
 def route_config(edge: Edge) -> Json:
     """RouteConfiguration: every kong.yml route, then 404."""
     routes = [route for effective in edge.kong.routes() for route in _routes(edge, effective)]
@@ -48,7 +53,7 @@ def route_config(edge: Edge) -> Json:
         }
     )
     return {
-        "name": "kong",
+        "name": ROUTES,
         "max_direct_response_body_size_bytes": _MAX_PAGE_BYTES,
         "virtual_hosts": [{"name": "kong", "domains": ["*"], "routes": routes}],
     }
@@ -80,12 +85,13 @@ def _routes(edge: Edge, effective: kong.EffectiveRoute) -> Iterator[Json]:
                 "num_retries": effective.service.retries,
                 "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.250s"},
             }
-        yield {
+        route = {
             "name": effective.route.name,
             "match": match,
             "route": action,
             "typed_per_filter_config": per_filter,
         }
+        yield from split(route, edge, effective.service.mesh_service, grpc=effective.route.is_grpc)
 
 
 def _match(path: str, route: kong.Route) -> Json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from services.gateway.credentials import Credential
     from services.gateway.kong import Kong
+    from services.gateway.traffic import Way
 
 Json = dict[str, Any]
 
@@ -52,6 +53,8 @@ class Edge:
         port: Port to listen on.
         limits_socket: Unix socket of the rate limit service.
         pages: Files of the edge's own pages.
+        bindings: The REST requests of each gRPC method, as `envoy.bindings` gives them.
+        ways: Of each mesh service, where its calls go by the traffic policies.
     """
 
     kong: Kong
@@ -62,3 +65,5 @@ class Edge:
     port: int
     limits_socket: Path
     pages: Pages
+    bindings: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
+    ways: Mapping[str, tuple[Way, ...]] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from services.mesh.consul.client import listing, mapping
 from services.mesh.consul.watch import changes
-from services.mesh.intentions import WILDCARD, IntentionTable, ServiceIntentions
+from services.mesh.intentions import UNJUDGED, WILDCARD, IntentionTable, ServiceIntentions
 from services.runtime.errors import DataLossError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _source(name: str, rule: Any) -> dict[str, Any]:
         return source | {"Action": rule["Action"]}
     if rule.get("JWT"):
         # A demand for an end user's token is not judged here; so this rule allows nothing.
-        return source | {"Action": _DENY}
+        return source | {"Action": _DENY, "Description": UNJUDGED}
     return source | {"Permissions": [_permission(permission) for permission in permissions]}
 
 

@@ -8,7 +8,7 @@ from plexus.xds.v1 import xds_pb2
 from services.mesh.xds.resources import ENDPOINT, Body, Resource, number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from services.mesh.policy.domain import Policy
     from services.mesh.registry.domain import Instance
@@ -17,12 +17,16 @@ TOMBSTONE = ("127.0.0.1", 1)
 """Endpoint of a service that has none. Nothing listens there. An empty assignment would leave some clients
 calling the old endpoints for ever; a refused connection stops all of them."""
 
+SUBSET_FILTER, SUBSET_KEY = "envoy.lb", "plexus.subset"
+"""Where an endpoint of the whole service names its subsets: the edge keeps one cluster a service and chooses
+by these, while gRPC's clients are sent to a cluster of the subset."""
+
 Place = tuple[str, int]
 """A zone and a weight: gRPC ignores the weights of endpoints, so every weight is a locality of its own."""
 Address = tuple[str, int]
 
 
-def endpoints(name: str, members: Iterable[Instance], policy: Policy) -> Resource:
+def endpoints(name: str, members: Sequence[Instance], policy: Policy) -> Resource:
     """The endpoints of a cluster.
 
     Args:
@@ -31,19 +35,19 @@ def endpoints(name: str, members: Iterable[Instance], policy: Policy) -> Resourc
         policy: Of the service.
     """
     places = _places(members)
+    subsets = _subsets(members, policy) if name == policy.service else {}
     hashed = policy.lb.policy == "ring_hash"
-    everywhere = Body.of(ENDPOINT, _assignment(name, places, [sorted({zone for zone, _ in places})], hashed))
+
+    def seen(order: list[list[str]]) -> Body:
+        return Body.of(ENDPOINT, _assignment(name, places, order, subsets, hashed=hashed))
+
+    everywhere = seen([sorted({zone for zone, _ in places})])
     if policy.locality is None:
         return Resource(everywhere)
     zones = sorted({zone for zone, _ in places})
     viewpoints = sorted({*zones, *policy.locality.failover})
     by_zone = {
-        viewpoint: Body.of(
-            ENDPOINT,
-            _assignment(
-                name, places, _order(viewpoint, zones, policy.locality.failover.get(viewpoint, ())), hashed
-            ),
-        )
+        viewpoint: seen(_order(viewpoint, zones, policy.locality.failover.get(viewpoint, ())))
         for viewpoint in viewpoints
     }
     return Resource(everywhere, by_zone)
@@ -71,8 +75,22 @@ def _order(viewpoint: str, zones: Sequence[str], failover: Sequence[str]) -> lis
     return [*([zone] for zone in named), *([rest] if rest else [])]
 
 
+def _subsets(members: Iterable[Instance], policy: Policy) -> dict[Address, list[str]]:
+    """The subsets that each address belongs to."""
+    return {
+        (member.address, member.port): names
+        for member in members
+        if (names := sorted(n for n, s in policy.subsets.items() if s.holds(member.version, member.tags)))
+    }
+
+
 def _assignment(
-    name: str, places: dict[Place, list[Address]], order: list[list[str]], hashed: bool
+    name: str,
+    places: dict[Place, list[Address]],
+    order: list[list[str]],
+    subsets: Mapping[Address, list[str]],
+    *,
+    hashed: bool,
 ) -> xds_pb2.ClusterLoadAssignment:
     assignment = xds_pb2.ClusterLoadAssignment(cluster_name=name)
     for priority, zones in enumerate(order):
@@ -88,12 +106,16 @@ def _assignment(
                     ),
                     load_balancing_weight=number(share),
                     priority=priority,
-                    lb_endpoints=[_endpoint(address, port) for address, port in addresses],
+                    lb_endpoints=[_endpoint(address, subsets.get(address, ())) for address in addresses],
                 )
             )
     return assignment
 
 
-def _endpoint(address: str, port: int) -> xds_pb2.LbEndpoint:
-    socket = xds_pb2.SocketAddress(address=address, port_value=port)
-    return xds_pb2.LbEndpoint(endpoint=xds_pb2.Endpoint(address=xds_pb2.Address(socket_address=socket)))
+def _endpoint(address: Address, subsets: Sequence[str]) -> xds_pb2.LbEndpoint:
+    host, port = address
+    socket = xds_pb2.SocketAddress(address=host, port_value=port)
+    endpoint = xds_pb2.LbEndpoint(endpoint=xds_pb2.Endpoint(address=xds_pb2.Address(socket_address=socket)))
+    if subsets:
+        endpoint.metadata.filter_metadata[SUBSET_FILTER].update({SUBSET_KEY: list(subsets)})
+    return endpoint
