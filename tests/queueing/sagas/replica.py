@@ -105,7 +105,7 @@ async def _serve(plan: Plan, told: Connection) -> None:
         database = await stack.enter_async_context(Database(plan.state_url, connect_s=60, wait_s=60))
         broker: Broker
         if plan.rabbitmq_url:
-            broker = await stack.enter_async_context(RabbitBroker(plan.rabbitmq_url, database))
+            broker = await stack.enter_async_context(RabbitBroker(plan.rabbitmq_url, database, heartbeat_s=5))
         else:
             broker = await stack.enter_async_context(SqliteBroker(plan.folder / "queue.sqlite"))
         pipeline = Pipeline("queueing", ServerConfig(), AllowAll(), trusted_peer="cli")
@@ -151,9 +151,11 @@ class Replica:
             return number
 
         self.address = f"127.0.0.1:{await asyncio.to_thread(port)}"
+        self.channel = grpc.aio.insecure_channel(self.address)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
         await asyncio.to_thread(self.kill)
 
     @property
@@ -166,10 +168,9 @@ class Replica:
         assert self._process.exitcode == -signal.SIGKILL
 
     def kill(self) -> None:
-        """End it."""
+        """End it, if it has not ended."""
         self._process.kill()
         self._process.join()
-        self._process.close()
 
     def pause(self) -> None:
         """Stop it in its tracks."""

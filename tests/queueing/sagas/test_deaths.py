@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from tests.queueing.sagas.replica import Plan, Replica
 from tests.queueing.sagas.worker import Refusal, Worker, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
@@ -46,23 +45,17 @@ def decline(content: dict[str, Any]) -> object:
     return {"of": content["step"]}
 
 
-@asynccontextmanager
-async def sagas_at(address: str) -> AsyncIterator[sagas_pb2_grpc.SagaServiceStub]:
-    async with grpc.aio.insecure_channel(address) as channel:
-        yield sagas_pb2_grpc.SagaServiceStub(channel)
-
-
-async def ended(address: str, saga_id: str) -> sagas_pb2.Saga:
+async def ended(replica: Replica, saga_id: str) -> sagas_pb2.Saga:
     """Wait for the end of a saga."""
-    async with sagas_at(address) as stub:
-        async for _ in stub.WatchSaga(sagas_pb2.WatchSagaRequest(saga=saga_id), timeout=300):
-            pass
-        return await stub.GetSaga(sagas_pb2.GetSagaRequest(saga=saga_id))
+    stub = sagas_pb2_grpc.SagaServiceStub(replica.channel)
+    async for _ in stub.WatchSaga(sagas_pb2.WatchSagaRequest(saga=saga_id), timeout=300):
+        pass
+    return await stub.GetSaga(sagas_pb2.GetSagaRequest(saga=saga_id))
 
 
-async def attempts(address: str, saga_id: str) -> list[str]:
-    async with sagas_at(address) as stub:
-        events = (await stub.ListSagaEvents(sagas_pb2.ListSagaEventsRequest(saga=saga_id))).events
+async def attempts(replica: Replica, saga_id: str) -> list[str]:
+    stub = sagas_pb2_grpc.SagaServiceStub(replica.channel)
+    events = (await stub.ListSagaEvents(sagas_pb2.ListSagaEventsRequest(saga=saga_id))).events
     return [
         f"{event.step} {'compensation' if event.compensation else 'action'}"
         for event in events
@@ -72,10 +65,10 @@ async def attempts(address: str, saga_id: str) -> list[str]:
 
 async def begin(replica: Replica, saga_id: str = "s1") -> None:
     """Define and start a saga; the replica may die of it."""
-    async with sagas_at(replica.address) as stub:
-        await stub.CreateSagaDefinition(sagas_pb2.CreateSagaDefinitionRequest(definition=ORDER))
-        with suppress(grpc.aio.AioRpcError):
-            await stub.StartSaga(sagas_pb2.StartSagaRequest(definition="order", id=saga_id))
+    stub = sagas_pb2_grpc.SagaServiceStub(replica.channel)
+    await stub.CreateSagaDefinition(sagas_pb2.CreateSagaDefinitionRequest(definition=ORDER))
+    with suppress(grpc.aio.AioRpcError):
+        await stub.StartSaga(sagas_pb2.StartSagaRequest(definition="order", id=saga_id))
 
 
 async def killed_at(point: int, plan: Plan) -> bool:
@@ -83,19 +76,19 @@ async def killed_at(point: int, plan: Plan) -> bool:
     plan.folder.mkdir()
     worker = Worker(decline)
     async with Replica(replace(plan, dies_at=point)) as first:
-        await prepare(first.address)
-        async with worker.at(first.address):
+        await prepare(first.channel)
+        async with worker.at(first.channel):
             await begin(first)
             with suppress(grpc.aio.AioRpcError):
-                await ended(first.address, "s1")
+                await ended(first, "s1")
                 return False
             await first.died()
-    async with Replica(plan) as second, worker.at(second.address):
-        saga = await ended(second.address, "s1")
+    async with Replica(plan) as second, worker.at(second.channel):
+        saga = await ended(second, "s1")
         assert saga.state == sagas_pb2.SAGA_STATE_COMPENSATED
         assert saga.cause == sagas_pb2.SAGA_CAUSE_FAILED
         assert worker.effects == EFFECTS, f"killed at {point}"
-        assert await attempts(second.address, "s1") == EFFECTS, f"killed at {point}"
+        assert await attempts(second, "s1") == EFFECTS, f"killed at {point}"
     return True
 
 
@@ -111,3 +104,49 @@ async def test_a_saga_survives_the_death_of_its_driver_at_any_point(tmp_path: Pa
     died = await asyncio.gather(*(one(point) for point in range(1, 27)))
     assert died[0]
     assert sum(died) >= 21, died
+
+
+NESTED = sagas_pb2.SagaDefinition(
+    name="nested",
+    steps=[
+        sagas_pb2.SagaStep(
+            name="start",
+            action=sagas_pb2.SagaAction(
+                rpc=sagas_pb2.SagaRpc(method="queueing/StartSaga"), timeout=LONG, retry=RETRY
+            ),
+        )
+    ],
+)
+
+
+async def test_a_call_that_its_driver_did_not_survive_is_repeated_under_the_same_request_id(
+    tmp_path: Path,
+) -> None:
+    """Killed before and after the call, and before and after its answer is written."""
+    NESTED.steps[0].action.rpc.request.update({"definition": "order", "input": {"of": "${saga.id}"}})
+
+    async def one(point: int) -> None:
+        folder = tmp_path / str(point)
+        folder.mkdir()
+        url = f"sqlite:///{folder}/state.sqlite"
+        async with Replica(Plan(url, folder)) as other:  # called, not killed; has data of its own
+            await prepare(other.channel)
+            theirs = sagas_pb2_grpc.SagaServiceStub(other.channel)
+            await theirs.CreateSagaDefinition(sagas_pb2.CreateSagaDefinitionRequest(definition=ORDER))
+            own = folder / "own"
+            own.mkdir()
+            plan = Plan(f"sqlite:///{own}/state.sqlite", own, mesh=other.address)
+            async with Replica(replace(plan, dies_at=point)) as first:
+                stub = sagas_pb2_grpc.SagaServiceStub(first.channel)
+                await stub.CreateSagaDefinition(sagas_pb2.CreateSagaDefinitionRequest(definition=NESTED))
+                with suppress(grpc.aio.AioRpcError):
+                    await stub.StartSaga(sagas_pb2.StartSagaRequest(definition="nested", id="s1"))
+                await first.died()
+            async with Replica(plan) as second:
+                saga = await ended(second, "s1")
+                assert saga.state == sagas_pb2.SAGA_STATE_SUCCEEDED
+                assert await attempts(second, "s1") == ["start action"]
+            (begun,) = (await theirs.ListSagas(sagas_pb2.ListSagasRequest())).sagas
+            assert saga.steps[0].result.struct_value["id"] == begun.id
+
+    await asyncio.gather(*(one(point) for point in range(1, 5)))

@@ -27,6 +27,10 @@ class Refusal(Exception):  # noqa: N818 - what a worker says, not what goes wron
     """Raised by a handler: the gRPC code's name of its error reply."""
 
 
+class Silence(Exception):  # noqa: N818 - the same
+    """Raised by a handler that never answers."""
+
+
 @dataclass
 class Worker:
     """Does each call once, however often its request comes; answers each time."""
@@ -36,19 +40,23 @@ class Worker:
     requests: list[dict[str, Any]] = field(default_factory=list)
     _answers: dict[str, Reply] = field(default_factory=dict)
 
-    async def consume(self, address: str) -> None:
-        """Work for the service at an address until cancelled or until it dies."""
+    async def consume(self, channel: grpc.aio.Channel) -> None:
+        """Work for a service until cancelled or until it dies."""
+        stub = queueing_pb2_grpc.QueueingServiceStub(channel)
+        wait = duration_pb2.Duration(seconds=20)
+        request = pb.PullRequest(subscription=SUBSCRIPTION, max_messages=10, wait=wait)
         with suppress(grpc.aio.AioRpcError):
-            async with grpc.aio.insecure_channel(address) as channel:
-                stub = queueing_pb2_grpc.QueueingServiceStub(channel)
-                while True:
-                    pulled = await stub.Pull(
-                        pb.PullRequest(
-                            subscription=SUBSCRIPTION, max_messages=10, wait=duration_pb2.Duration(seconds=20)
-                        )
-                    )
-                    for delivery in pulled.deliveries:
-                        await self._do(stub, delivery)
+            while True:
+                for delivery in (await stub.Pull(request)).deliveries:
+                    await self._do(stub, delivery)
+
+    def effects_of(self, saga_id: str) -> list[str]:
+        """What was done for one saga, in order."""
+        return [
+            f"{content['step']} {content['phase']}"
+            for content in self.requests
+            if content["saga_id"] == saga_id
+        ]
 
     async def _do(self, stub: queueing_pb2_grpc.QueueingServiceStub, delivery: pb.Delivery) -> None:
         request = request_of(delivery.attributes)
@@ -63,6 +71,8 @@ class Worker:
                 answer = Reply(request.call_id, Kind.RESULT, data)
             except Refusal as refusal:
                 answer = Reply(request.call_id, Kind.ERROR, b"no", code=str(refusal))
+            except Silence:
+                answer = Reply(request.call_id, Kind.PROGRESS)
             self._answers[request.call_id] = answer
         reply = answer.message()
         message = pb.Message(data=reply.data, attributes=reply.attributes)
@@ -70,9 +80,9 @@ class Worker:
         await stub.Acknowledge(pb.AcknowledgeRequest(subscription=SUBSCRIPTION, ack_ids=[delivery.ack_id]))
 
     @asynccontextmanager
-    async def at(self, address: str) -> AsyncIterator[None]:
+    async def at(self, channel: grpc.aio.Channel) -> AsyncIterator[None]:
         """Work for a service during the block."""
-        task = asyncio.create_task(self.consume(address))
+        task = asyncio.create_task(self.consume(channel))
         try:
             yield
         finally:
@@ -80,17 +90,16 @@ class Worker:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def prepare(address: str) -> None:
+async def prepare(channel: grpc.aio.Channel) -> None:
     """Make the topics of the steps and the worker's subscription, which sees all of them in order."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = queueing_pb2_grpc.QueueingServiceStub(channel)
-        for topic in TOPICS:
-            await stub.CreateTopic(pb.CreateTopicRequest(topic=topic))
-        subscription = pb.Subscription(
-            name=SUBSCRIPTION,
-            topic="work.*",
-            ordered=True,
-            ack_deadline=duration_pb2.Duration(seconds=1),
-            retry=pb.RetryPolicy(max_attempts=1000, backoff=pb.BACKOFF_IMMEDIATE),
-        )
-        await stub.CreateSubscription(pb.CreateSubscriptionRequest(subscription=subscription))
+    stub = queueing_pb2_grpc.QueueingServiceStub(channel)
+    for topic in TOPICS:
+        await stub.CreateTopic(pb.CreateTopicRequest(topic=topic))
+    subscription = pb.Subscription(
+        name=SUBSCRIPTION,
+        topic="work.*",
+        ordered=True,
+        ack_deadline=duration_pb2.Duration(seconds=1),
+        retry=pb.RetryPolicy(max_attempts=1000, backoff=pb.BACKOFF_IMMEDIATE),
+    )
+    await stub.CreateSubscription(pb.CreateSubscriptionRequest(subscription=subscription))
