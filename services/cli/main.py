@@ -11,7 +11,9 @@ import typer
 from typer.exceptions import TyperException
 
 from plexus.client.state import default_state_dir
+from services.cli import queue_manage
 from services.cli.mesh_commands import mesh_app
+from services.cli.queue_commands import queue_app
 from services.runtime.errors import PlexusError
 
 app = typer.Typer(
@@ -26,6 +28,8 @@ app = typer.Typer(
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(mesh_app, name="mesh")
+app.add_typer(queue_app, name="queue")
+app.command()(queue_manage.worker)
 
 StateOption = Annotated[
     Path | None,

@@ -72,7 +72,8 @@ class Calls:
     """The callers of this process and the one channel of their replies; open it with `async with`.
 
     The channel is a topic and a subscription of its own, made at the first call and deleted at the end. A
-    process that was killed leaves them behind: another deletes them when their owner was silent for long.
+    process that was killed, of the service or of a client with a channel of its own, leaves them behind: they
+    are deleted here when their owner was silent for long.
     """
 
     def __init__(self, broker: Broker) -> None:
@@ -81,21 +82,23 @@ class Calls:
         self._channel = f"{PREFIX}{uuid.uuid4().hex}"
         self._waiting: dict[str, _Waiting] = {}
         self._opening = asyncio.Lock()
+        self._made = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        """Return itself."""
+        """Begin to delete abandoned channels."""
+        self._tasks.append(asyncio.create_task(self._beat()))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop, and delete the channel if the broker answers in time."""
-        if not self._tasks:
-            return
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self._made:
+            return
         with suppress(PlexusError, TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await self._delete(self._channel)
@@ -162,11 +165,10 @@ class Calls:
 
     async def _open(self) -> None:
         async with self._opening:
-            if self._tasks:
-                return
-            await self._make()
-            for work in (self._receive(), self._beat()):
-                self._tasks.append(asyncio.create_task(work))
+            if not self._made:
+                await self._make()
+                self._made = True
+                self._tasks.append(asyncio.create_task(self._receive()))
 
     async def _make(self) -> None:
         with suppress(AlreadyExistsError):
@@ -201,6 +203,8 @@ class Calls:
             try:
                 await self._sweep()
                 await asyncio.sleep(_BEAT_S)
+                if not self._made:
+                    continue
                 topic = await self._broker.get_topic(self._channel)
                 await self._broker.update_topic(replace(topic, labels={ALIVE: str(int(time.time()))}))
             except PlexusError as error:

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from plexus.client.failures import Problem, Violation, problem
     from plexus.client.join import NotJoinedError, connect
     from plexus.client.publisher import Publisher, PublishError
+    from plexus.client.results import Handle, TaskFailedError
     from plexus.client.state import default_state_dir
     from plexus.client.subscriber import RejectError, RetryLaterError, Subscriber
+    from plexus.client.tasks import Task, TaskApp
+    from plexus.client.worker import TaskError, Worker, attempt, progress
 
 __all__ = [
+    "Handle",
     "Mesh",
     "MeshChannel",
     "NotJoinedError",
@@ -33,13 +37,21 @@ __all__ = [
     "RejectError",
     "RetryLaterError",
     "Subscriber",
+    "Task",
+    "TaskApp",
+    "TaskError",
+    "TaskFailedError",
     "Violation",
+    "Worker",
+    "attempt",
     "connect",
     "default_state_dir",
     "problem",
+    "progress",
 ]
 
 _HOMES = {
+    "Handle": "results",
     "Mesh": "channel",
     "MeshChannel": "channel",
     "NotJoinedError": "join",
@@ -49,10 +61,17 @@ _HOMES = {
     "RejectError": "subscriber",
     "RetryLaterError": "subscriber",
     "Subscriber": "subscriber",
+    "Task": "tasks",
+    "TaskApp": "tasks",
+    "TaskError": "worker",
+    "TaskFailedError": "results",
     "Violation": "failures",
+    "Worker": "worker",
+    "attempt": "worker",
     "connect": "join",
     "default_state_dir": "state",
     "problem": "failures",
+    "progress": "worker",
 }
 
 

@@ -1,0 +1,268 @@
+"""Running the tasks of an app: arguments in, progress and results out, failures retried or given up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from pydantic_core import to_json
+
+from plexus.client.failures import problem
+from plexus.client.replies import ERROR, PROGRESS, RESULT, Request, request_of
+from plexus.client.retrying import TRANSIENT, pause_s
+from plexus.client.subscriber import DRAIN_S, RejectError, Subscriber
+from plexus.client.tasks import TASK, declare
+from plexus.queueing.v1 import queueing_pb2 as pb
+
+if TYPE_CHECKING:
+    from plexus.client.tasks import Task, TaskApp
+    from plexus.queueing.v1 import queueing_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+MAX_REPORTS = 64
+"""Progress that waits to be sent; the oldest is dropped."""
+MAX_ERROR = 4000
+_REPLY_S = 60.0
+
+
+class TaskError(RejectError):
+    """Raised by a task as its answer: it is not tried again, and the caller gets the code and the reason."""
+
+    def __init__(
+        self, text: str, *, code: grpc.StatusCode = grpc.StatusCode.FAILED_PRECONDITION, reason: str = ""
+    ) -> None:
+        super().__init__(text)
+        self.code = code
+        self.reason = reason
+
+
+class _Run:
+    """A task being run, and what goes to its caller."""
+
+    def __init__(
+        self,
+        stub: queueing_pb2_grpc.QueueingServiceStub,
+        request: Request | None,
+        delivery: pb.Delivery,
+    ) -> None:
+        self.attempt = delivery.attempt
+        self.message_id = delivery.message_id
+        self._stub = stub
+        self._request = request
+        self._loop = asyncio.get_running_loop()
+        self._reports: deque[bytes] = deque(maxlen=MAX_REPORTS)
+        self._sending: asyncio.Task[None] | None = None
+
+    def report(self, data: bytes) -> None:
+        """Send it soon; called in any thread."""
+        if self._request is not None:
+            self._reports.append(data)
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send())
+
+    def _waiting(self) -> list[pb.Message]:
+        messages = []
+        while self._reports and self._request is not None:
+            messages.append(self._request.reply(PROGRESS, self._reports.popleft()))
+        return messages
+
+    async def _send(self) -> None:
+        while messages := self._waiting():
+            try:
+                await self._publish(messages)
+            except grpc.aio.AioRpcError as error:  # it is only progress
+                log.debug("progress not sent: %s", problem(error).message)
+
+    async def _publish(self, messages: list[pb.Message]) -> None:
+        if self._request is not None:
+            topic = self._request.reply_to
+            await self._stub.Publish(pb.PublishRequest(topic=topic, messages=messages), timeout=_REPLY_S)
+
+    async def end(self, kind: str, data: bytes, *, code: str = "", reason: str = "") -> None:
+        """Tell the caller how it ended; a caller that is not there any more does not matter.
+
+        Raises:
+            grpc.RpcError: It could not be told in time: the message comes again.
+        """
+        if self._request is None:
+            return None
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
+        final = self._request.reply(kind, data, code=code, reason=reason)
+        final.dedup_id = f"{self._request.call_id}.{self.attempt}"
+        messages = [*self._waiting(), final]
+        ends, failures = time.monotonic() + _REPLY_S, 0
+        while True:
+            try:
+                return await self._publish(messages)
+            except grpc.aio.AioRpcError as error:
+                failures += 1
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    return None
+                if error.code() not in TRANSIENT or time.monotonic() > ends:
+                    raise
+                messages = messages[-1:]
+                await asyncio.sleep(pause_s(failures))
+
+
+_running: ContextVar[_Run | None] = ContextVar("plexus_task", default=None)
+
+
+def progress(value: Any) -> None:
+    """Report how far the running task is: any JSON value; from its thread too. Nothing happens elsewhere.
+
+    Raises:
+        ValueError: The value is no JSON.
+    """
+    run = _running.get()
+    if run is not None:
+        run.report(to_json(value))
+
+
+def attempt() -> int:
+    """Which attempt of its task is running, from 1; 0 outside of a worker."""
+    run = _running.get()
+    return 0 if run is None else run.attempt
+
+
+class Worker:
+    """Runs the tasks of an app; `run` it."""
+
+    def __init__(
+        self,
+        app: TaskApp,
+        stub: queueing_pb2_grpc.QueueingServiceStub,
+        *,
+        queues: tuple[str, ...] = (),
+        concurrency: int = 16,
+        drain_s: float = DRAIN_S,
+    ) -> None:
+        """Set it up.
+
+        Args:
+            app: Whose tasks.
+            stub: A QueueingService stub.
+            queues: Of these queues only. Default: of all that the app's tasks have.
+            concurrency: Tasks of a queue that run at once.
+            drain_s: How long running tasks may go on after `drain`.
+
+        Raises:
+            ValueError: The app has no task in one of the queues.
+        """
+        known = {task.queue for task in app.tasks.values()}
+        for queue in queues:
+            if queue not in known:
+                raise ValueError(f"{app.name!r} has no task in queue {queue!r}")
+        self._app = app
+        self._stub = stub
+        self.queues = tuple(dict.fromkeys(queues)) or tuple(sorted(known))
+        self._threads = ThreadPoolExecutor(concurrency * max(1, len(self.queues)), "task")
+        self._subscribers = [
+            Subscriber(stub, queue, self._handle, concurrency=concurrency, drain_s=drain_s)
+            for queue in self.queues
+        ]
+
+    async def run(self) -> None:
+        """Run tasks until drained, or until cancelled, which cancels them.
+
+        Raises:
+            grpc.RpcError: A queue cannot be made, or was refused.
+        """
+        try:
+            failures = 0
+            for queue in self.queues:
+                while True:
+                    try:
+                        await declare(self._stub, queue)
+                        break
+                    except grpc.aio.AioRpcError as error:
+                        if error.code() not in TRANSIENT:
+                            raise
+                        failures += 1
+                        log.warning("waiting for the service: %s", problem(error).message)
+                        await asyncio.sleep(pause_s(failures))
+            async with asyncio.TaskGroup() as group:
+                for subscriber in self._subscribers:
+                    group.create_task(subscriber.run())
+        except ExceptionGroup as group_error:
+            raise group_error.exceptions[0] from None
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def drain(self) -> None:
+        """Take no more tasks; `run` ends when those that run have, or gives them back after `drain_s`."""
+        for subscriber in self._subscribers:
+            subscriber.drain()
+
+    async def _handle(self, delivery: pb.Delivery) -> None:
+        name = delivery.attributes.get(TASK, "")
+        task = self._app.tasks.get(name)
+        if task is None:
+            # A newer worker may know it, so it is tried again.
+            raise LookupError(f"no task {name!r} in this worker")
+        request = request_of(delivery.attributes)
+        if request is not None and 0 < request.deadline < time.time():
+            return  # nobody waits any more
+        run = _Run(self._stub, request, delivery)
+        _running.set(run)  # a handler has a context of its own
+        try:
+            if delivery.attempt > task.retries + 1:
+                raise TaskError(
+                    f"{delivery.attempt - 1} workers ended while they ran it", code=grpc.StatusCode.ABORTED
+                )
+            result = await self._run(task, delivery.data)
+        except Exception as error:
+            again = isinstance(error, task.retry_on) and not isinstance(error, RejectError)
+            if again and delivery.attempt <= task.retries:
+                raise
+            text = str(error) if isinstance(error, RejectError) else f"{type(error).__name__}: {error}"
+            reason = getattr(error, "reason", "") if isinstance(error, TaskError) else ""
+            await run.end(ERROR, text[:MAX_ERROR].encode(), code=_code(error).name, reason=reason)
+            raise RejectError(text) from error
+        await run.end(RESULT, result)
+        log.info("%s done, attempt %d", name, delivery.attempt)
+
+    async def _run(self, task: Task[Any, Any, Any], data: bytes) -> bytes:
+        try:
+            arguments = task.arguments.load(data)
+        except ValueError as error:
+            raise TaskError(str(error), code=grpc.StatusCode.INVALID_ARGUMENT) from error
+        try:
+            async with asyncio.timeout(task.timeout_s) as limit:
+                if inspect.iscoroutinefunction(task.function):
+                    result = await task.function(**arguments)
+                else:
+                    context = contextvars.copy_context()
+                    result = await asyncio.get_running_loop().run_in_executor(
+                        self._threads, lambda: context.run(task.function, **arguments)
+                    )
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"took longer than {task.timeout_s:g} s") from error
+            raise
+        return task.returns.dump_json(result)
+
+
+def _code(error: Exception) -> grpc.StatusCode:
+    if isinstance(error, TaskError):
+        return error.code
+    if isinstance(error, TimeoutError):
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    if isinstance(error, RejectError):
+        return grpc.StatusCode.FAILED_PRECONDITION
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code()
+    return grpc.StatusCode.INTERNAL

@@ -1,0 +1,348 @@
+"""`plexus queue …`: arguments in, one function call, output out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plexus.client.state import default_state_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from services.cli.queue import Queues
+
+queue_app = typer.Typer(help="Topics, subscriptions, messages, dead letters.", no_args_is_help=True)
+topics_app = typer.Typer(help="Topics.", no_args_is_help=True)
+subscriptions_app = typer.Typer(help="Subscriptions.", no_args_is_help=True)
+dlq_app = typer.Typer(help="Dead letters of a subscription.", no_args_is_help=True)
+queue_app.add_typer(topics_app, name="topics")
+queue_app.add_typer(subscriptions_app, name="subscriptions")
+queue_app.add_typer(dlq_app, name="dlq")
+
+StateOption = Annotated[
+    Path | None,
+    typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+UrlOption = Annotated[
+    str | None, typer.Option(help="Edge. Default: PLEXUS_URL, else the one that runs on the state folder.")
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token", help="JSON Web Token. Default: PLEXUS_TOKEN, else one of the consumer's is minted."
+    ),
+]
+ConsumerOption = Annotated[str, typer.Option(help="Who asks, as named in gateway/kong.yml.")]
+TopicArgument = Annotated[str, typer.Argument(help="Topic.")]
+SubscriptionArgument = Annotated[str, typer.Argument(help="Subscription.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", help="At most this many.", min=1, max=1000)]
+LabelOption = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for bookkeeping; repeatable.")]
+ReasonOption = Annotated[str, typer.Option(help="Only those whose reason contains this.")]
+FromOption = Annotated[str, typer.Option("--from", help="Only those published to this topic.")]
+IdOption = Annotated[list[str] | None, typer.Option("--id", help="Only this one; repeatable.")]
+
+
+class access:  # noqa: N801 - used as a function
+    """The service as the options say."""
+
+    def __init__(self, state: Path | None, url: str | None, token: str | None, consumer: str) -> None:
+        from services.cli.content import open_api  # noqa: PLC0415 - httpx is slow to import
+
+        self._api = open_api(default_state_dir() if state is None else state, url, token, consumer)
+
+    def __enter__(self) -> Queues:
+        from services.cli.queue import Queues  # noqa: PLC0415 - as above
+
+        return Queues(self._api.__enter__())
+
+    def __exit__(self, *error: object) -> None:
+        self._api.__exit__(*error)
+
+
+def confirm(question: str) -> None:
+    """Ask, and end the command unless the answer is yes.
+
+    Raises:
+        InvalidArgumentError: There is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        from services.runtime.errors import InvalidArgumentError  # noqa: PLC0415 - see the module's docstring
+
+        raise InvalidArgumentError(f"{question} Say --yes: there is nobody to ask")
+    typer.confirm(question, abort=True, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON for people and programs."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@queue_app.command("ls")
+def ls(
+    topic: Annotated[str, typer.Option(help="Only subscriptions of this topic.")] = "",
+    *,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """List subscriptions with what they hold."""
+    from services.cli import queue, queue_tables  # noqa: PLC0415 - rich is slow to import
+
+    with access(state, url, api_token, consumer) as queues:
+        rows = queue.overview(queues, topic)
+    print_json(rows) if as_json else queue_tables.stats(rows)
+
+
+@queue_app.command()
+def stats(
+    subscription: SubscriptionArgument,
+    *,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Count what a subscription holds."""
+    with access(state, url, api_token, consumer) as queues:
+        found = queues.stats(subscription)
+    if as_json:
+        print_json(found)
+        return
+    for name, value in found.items():
+        typer.echo(f"{name:<12}{value}")
+
+
+@queue_app.command()
+def peek(
+    subscription: SubscriptionArgument,
+    *,
+    limit: LimitOption = 10,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Show messages that wait; they are given back at once, and no attempt is counted."""
+    from services.cli import queue, queue_tables  # noqa: PLC0415 - rich is slow to import
+
+    with (
+        access(state, url, api_token, consumer) as queues,
+        queues.leased(subscription, limit) as deliveries,
+    ):
+        pass
+    for each in deliveries:
+        del each["ackId"]
+    print_json(list(map(queue.readable, deliveries))) if as_json else queue_tables.deliveries(deliveries)
+
+
+@queue_app.command()
+def publish(
+    topic: TopicArgument,
+    data: Annotated[list[str] | None, typer.Argument(help="Content; `-` reads it from the input.")] = None,
+    *,
+    attribute: Annotated[
+        list[str] | None, typer.Option("--attribute", "-a", help="KEY=VALUE; repeatable.")
+    ] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Each line of the input is a message.")] = False,
+    key: Annotated[str, typer.Option(help="Ordering key.")] = "",
+    priority: Annotated[str, typer.Option(help="low, normal, high or critical.")] = "normal",
+    delay: Annotated[str, typer.Option(help="Not delivered before: 90s, 15m, 1h or 7d.")] = "",
+    ttl: Annotated[str, typer.Option(help="Given up after: 90s, 15m, 1h or 7d.")] = "",
+    dedup_id: Annotated[str, typer.Option(help="The same within the window is stored once.")] = "",
+    correlation_id: Annotated[str, typer.Option(help="Of the work that it belongs to.")] = "",
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Publish messages; prints their ids once they are durable."""
+    from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
+    from services.cli.queue import pairs, span  # noqa: PLC0415 - the same
+
+    common: dict[str, Any] = {
+        "attributes": pairs(attribute or (), "--attribute"),
+        "priority": f"PRIORITY_{priority.upper()}",
+        "orderingKey": key,
+        "dedupId": dedup_id,
+        "correlationId": correlation_id,
+    }
+    common |= {name: span(seconds(text)) for name, text in (("delay", delay), ("ttl", ttl)) if text}
+    ids: list[str] = []
+    with access(state, url, api_token, consumer) as queues:
+        for batch in _batches(_contents(data or ["-"], lines=lines)):
+            messages = [common | {"data": base64.b64encode(content).decode()} for content in batch]
+            ids += queues.publish(topic, messages)
+    print_json(ids) if as_json else typer.echo("\n".join(ids))
+
+
+def _contents(data: list[str], *, lines: bool) -> Iterator[bytes]:
+    for each in data:
+        if each != "-":
+            yield each.encode()
+        elif lines:
+            yield from (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+        else:
+            yield sys.stdin.buffer.read()
+
+
+def _batches(contents: Iterator[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for content in contents:
+        if batch and (len(batch) == 500 or size + len(content) > 2**21):  # noqa: PLR2004 - well below bounds
+            yield batch
+            batch, size = [], 0
+        batch.append(content)
+        size += len(content)
+    if batch:
+        yield batch
+
+
+@queue_app.command()
+def pull(
+    subscription: SubscriptionArgument,
+    *,
+    limit: LimitOption = 1,
+    wait: Annotated[str, typer.Option(help="How long to wait for the first, up to 60s.")] = "0s",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Do not acknowledge: the lease runs, and its id is shown.")
+    ] = False,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Take messages out of a subscription and print them."""
+    from services.cli import queue, queue_tables  # noqa: PLC0415 - rich is slow to import
+    from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
+
+    with access(state, url, api_token, consumer) as queues:
+        deliveries = queues.pull(subscription, limit, seconds(wait))
+        shown = [queue.readable(each) for each in deliveries]
+        if not keep:
+            shown = [{key: value for key, value in each.items() if key != "ackId"} for each in shown]
+        print_json(shown) if as_json or keep else queue_tables.deliveries(deliveries)
+        sys.stdout.flush()
+        if not keep:  # after they were written: a broken pipe loses nothing
+            queues.acknowledge(subscription, deliveries)
+
+
+@queue_app.command()
+def tail(
+    topic: TopicArgument,
+    *,
+    condition: Annotated[str, typer.Option("--filter", help='Only these: `attributes.kind = "a"`.')] = "",
+    limit: Annotated[int, typer.Option("--limit", "-n", help="End after so many; 0 is never.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one message a line.")] = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Follow a topic, or a pattern such as `orders.#`, from now on; nobody else's messages are touched."""
+    from contextlib import closing  # noqa: PLC0415 - see the module's docstring
+
+    from services.cli import queue, queue_tables, signals  # noqa: PLC0415 - the same
+
+    seen = 0
+    with (
+        access(state, url, api_token, consumer) as queues,
+        signals.as_interrupt(),
+        closing(queues.tail(topic, condition)) as messages,
+    ):
+        for each in messages:
+            if not each:
+                typer.echo(f"following {topic}", err=True)
+                continue
+            del each["ackId"]
+            text = (
+                json.dumps(queue.readable(each), ensure_ascii=False) if as_json else queue_tables.line(each)
+            )
+            typer.echo(text)
+            sys.stdout.flush()
+            seen += 1
+            if seen == limit:
+                return
+
+
+# Topics.
+
+
+@topics_app.command("ls")
+def topics_ls(
+    *,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """List topics."""
+    from services.cli import queue_tables  # noqa: PLC0415 - rich is slow to import
+
+    with access(state, url, api_token, consumer) as queues:
+        found = queues.topics()
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            each["name"],
+            each.get("retention", "") if each.get("log") else "",
+            queue_tables.time(each, "createTime"),
+        )
+        for each in found
+    ]
+    queue_tables.show(("TOPIC", "LOG KEPT", "CREATED"), rows)
+
+
+@topics_app.command("create")
+def topics_create(
+    topic: TopicArgument,
+    *,
+    log: Annotated[bool, typer.Option("--log", help="Keep a log of what is published.")] = False,
+    retention: Annotated[str, typer.Option(help="How long the log keeps it: 90s, 15m, 1h or 7d.")] = "",
+    label: LabelOption = None,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Make a topic."""
+    from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
+    from services.cli.queue import pairs, span  # noqa: PLC0415 - the same
+
+    settings: dict[str, Any] = {"log": log, "labels": pairs(label or (), "--label")}
+    if retention:
+        settings["retention"] = span(seconds(retention))
+    with access(state, url, api_token, consumer) as queues:
+        queues.create_topic(topic, settings)
+    typer.echo(f"topic {topic} is there")
+
+
+@topics_app.command("rm")
+def topics_rm(
+    topic: TopicArgument,
+    *,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Delete a topic with its log; its subscriptions stay and deliver what they have."""
+    with access(state, url, api_token, consumer) as queues:
+        queues.delete_topic(topic)
+    typer.echo(f"topic {topic} is deleted")

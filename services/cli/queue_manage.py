@@ -1,0 +1,232 @@
+"""`plexus queue subscriptions …`, `plexus queue dlq …` and `plexus worker`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from plexus.client.state import default_state_dir
+from services.cli.queue_commands import (
+    ConsumerOption,
+    FromOption,
+    IdOption,
+    JsonOption,
+    LabelOption,
+    LimitOption,
+    ReasonOption,
+    StateOption,
+    SubscriptionArgument,
+    TokenOption,
+    UrlOption,
+    access,
+    confirm,
+    dlq_app,
+    print_json,
+    subscriptions_app,
+)
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def _chosen(ids: list[str] | None, reason: str, topic: str) -> dict[str, Any]:
+    condition = {key: value for key, value in (("reason", reason), ("topic", topic)) if value}
+    return {"ids": ids or [], "filter": condition}
+
+
+@subscriptions_app.command("ls")
+def subscriptions_ls(
+    topic: Annotated[str, typer.Option(help="Only those of this topic.")] = "",
+    *,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """List subscriptions with their settings."""
+    from services.cli import queue_tables  # noqa: PLC0415 - rich is slow to import
+
+    with access(state, url, api_token, consumer) as queues:
+        found = queues.subscriptions(topic)
+    print_json(found) if as_json else queue_tables.subscriptions(found)
+
+
+@subscriptions_app.command("create")
+def subscriptions_create(
+    subscription: SubscriptionArgument,
+    topic: Annotated[str, typer.Argument(help="Topic, or a pattern such as `orders.*.created`.")],
+    *,
+    lease: Annotated[str, typer.Option(help="How long a consumer has a message.")] = "30s",
+    attempts: Annotated[int, typer.Option(help="Deliveries before it is given up.", min=1, max=1000)] = 5,
+    backoff: Annotated[str, typer.Option(help="immediate, fixed, linear or exponential.")] = "exponential",
+    minimum: Annotated[str, typer.Option(help="First pause.")] = "1s",
+    maximum: Annotated[str, typer.Option(help="Longest pause.")] = "10m",
+    ordered: Annotated[bool, typer.Option("--ordered", help="Keep the order of each ordering key.")] = False,
+    exclusive: Annotated[bool, typer.Option("--exclusive", help="One consumer at a time.")] = False,
+    condition: Annotated[str, typer.Option("--filter", help="Only messages whose attributes fit.")] = "",
+    dead_letter_topic: Annotated[str, typer.Option(help="Where given-up messages are published.")] = "",
+    ttl: Annotated[str, typer.Option(help="Messages are given up after.")] = "",
+    label: LabelOption = None,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Make a subscription; it gets what is published from then on."""
+    from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
+    from services.cli.queue import pairs, span  # noqa: PLC0415 - the same
+
+    first = span(seconds(minimum))
+    settings: dict[str, Any] = {
+        "name": subscription,
+        "topic": topic,
+        "ackDeadline": span(seconds(lease)),
+        "retry": {
+            "backoff": f"BACKOFF_{backoff.upper()}",
+            "minimum": first,
+            "maximum": span(max(seconds(minimum), seconds(maximum))),
+            "maxAttempts": attempts,
+        },
+        "ordered": ordered,
+        "exclusive": exclusive,
+        "filter": condition,
+        "deadLetterTopic": dead_letter_topic,
+        "labels": pairs(label or (), "--label"),
+    }
+    if ttl:
+        settings["ttl"] = span(seconds(ttl))
+    with access(state, url, api_token, consumer) as queues:
+        queues.create_subscription(settings)
+    typer.echo(f"subscription {subscription} is there")
+
+
+@subscriptions_app.command("rm")
+def subscriptions_rm(
+    subscription: SubscriptionArgument,
+    *,
+    yes: YesOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Delete a subscription with everything it holds."""
+    with access(state, url, api_token, consumer) as queues:
+        if not yes:
+            held = queues.stats(subscription)
+            count = sum(held[name] for name in ("ready", "leased", "delayed", "dead"))
+            confirm(f"Delete {subscription} with {count} messages?")
+        queues.delete_subscription(subscription)
+    typer.echo(f"subscription {subscription} is deleted")
+
+
+@dlq_app.command("ls")
+def dlq_ls(
+    subscription: SubscriptionArgument,
+    *,
+    reason: ReasonOption = "",
+    source: FromOption = "",
+    limit: LimitOption = 100,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """List dead letters, oldest first."""
+    from services.cli import queue, queue_tables  # noqa: PLC0415 - rich is slow to import
+
+    with access(state, url, api_token, consumer) as queues:
+        found = queues.dead_letters(subscription, limit, _chosen(None, reason, source)["filter"])
+    print_json(list(map(queue.readable, found))) if as_json else queue_tables.dead_letters(found)
+
+
+@dlq_app.command("get")
+def dlq_get(
+    subscription: SubscriptionArgument,
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="As `dlq ls` shows it.")],
+    *,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Print a dead letter with its history, as JSON."""
+    from services.cli.queue import readable  # noqa: PLC0415 - see the module's docstring
+
+    with access(state, url, api_token, consumer) as queues:
+        print_json(readable(queues.dead_letter(subscription, identifier)))
+
+
+@dlq_app.command("redrive")
+def dlq_redrive(
+    subscription: SubscriptionArgument,
+    *,
+    ids: IdOption = None,
+    reason: ReasonOption = "",
+    source: FromOption = "",
+    to: Annotated[str, typer.Option(help="To this topic instead of the subscription.")] = "",
+    rate: Annotated[float, typer.Option(help="At most so many a second; 0 is all at once.", min=0)] = 0,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Deliver dead letters again."""
+    with access(state, url, api_token, consumer) as queues:
+        count = queues.redrive(subscription, _chosen(ids, reason, source), to, rate)
+    typer.echo(f"{count} delivered again")
+
+
+@dlq_app.command("purge")
+def dlq_purge(
+    subscription: SubscriptionArgument,
+    *,
+    ids: IdOption = None,
+    reason: ReasonOption = "",
+    source: FromOption = "",
+    yes: YesOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    api_token: TokenOption = None,
+    consumer: ConsumerOption = "admin",
+) -> None:
+    """Delete dead letters for good."""
+    with access(state, url, api_token, consumer) as queues:
+        if not yes:
+            which = "those chosen" if ids or reason or source else "all"
+            confirm(f"Delete dead letters of {subscription}, {which}?")
+        count = queues.purge(subscription, _chosen(ids, reason, source))
+    typer.echo(f"{count} deleted")
+
+
+def worker(
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the TaskApp is: `shop:app`.")],
+    *,
+    queue: Annotated[
+        list[str] | None, typer.Option(help="Of this queue only; repeatable. Default: all of the app's.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-c", help="Tasks of a queue at once.", min=1, max=10_000)
+    ] = 16,
+    drain: Annotated[str, typer.Option(help="How long running tasks may go on at the end.")] = "30s",
+    state: StateOption = None,
+) -> None:
+    """Run the tasks of an app until Ctrl-C or SIGTERM, which lets running tasks finish."""
+    from services.cli import worker as running  # noqa: PLC0415 - gRPC is slow to import
+    from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
+
+    def ready(app: Any, started: Any) -> None:
+        typer.echo(
+            f"{app.name}: {', '.join(sorted(app.tasks))}; queues {', '.join(started.queues)}", err=True
+        )
+
+    running.run(
+        default_state_dir() if state is None else state,
+        target,
+        queues=queue or (),
+        concurrency=concurrency,
+        drain_s=seconds(drain),
+        ready=ready,
+    )
