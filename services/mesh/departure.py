@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-PATIENCE_S, MAX_PATIENCE_S = 5.0, 60.0
+PATIENCE_S, MAX_PATIENCE_S = 4.0, 60.0
 _LOOK_S = 0.005
 """An acknowledgement costs nothing this way, and there are many more of them than departures."""
 _CALL_S = 2.0

@@ -44,7 +44,7 @@ VERSION = version("plexus-mesh")
 QUIET_S = 0.1
 """Without a new call for this long a server has none on the way to it. A call that arrives between the GOAWAY
 of a stop and the client's hearing of it is cancelled, and its caller cannot know whether it was begun."""
-LEAVE_S = 2.0
+LEAVE_S = 1.0
 """How long that quiet is waited for: a caller that follows no control plane never lets go."""
 
 

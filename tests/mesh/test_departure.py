@@ -117,7 +117,7 @@ class Replica:
     def __init__(self, state: Path, number: int, service: str = "control") -> None:
         self.world = World()
         self.world.instances(1, 2)
-        identity = LocalCertificateSource(state, service, LONG_S).ensure()
+        identity = LocalCertificateSource(state, service, 3600).ensure()
         pipeline = Pipeline("control", ServerConfig(), AllowAll())
         self.server = grpc.aio.server(interceptors=[pipeline], options=[("grpc.so_reuseport", 0)])
         store = FolderPolicyStore(state, state)
@@ -154,7 +154,7 @@ async def test_the_clients_of_each_control_plane_are_waited_for(
 ) -> None:
     replicas = [await replica(registry, stack, tmp_path, number) for number in (1, 2)]
     streams = [follower(each.world) for each in replicas]
-    identity = LocalCertificateSource(tmp_path, "vectors", LONG_S).ensure()
+    identity = LocalCertificateSource(tmp_path, "vectors", 3600).ensure()
     leaving = asyncio.create_task(departed(registry, ONE, identity, patience_s=LONG_S / 2))
     for each, stream in zip(replicas, streams, strict=True):
         assert not (await asyncio.wait([leaving], timeout=0.1))[0]
@@ -167,7 +167,7 @@ async def test_the_clients_of_each_control_plane_are_waited_for(
 async def test_a_control_plane_that_is_away_or_another_is_not_an_answer(
     tmp_path: Path, registry: LocalRegistry, stack: AsyncExitStack
 ) -> None:
-    identity = LocalCertificateSource(tmp_path, "vectors", LONG_S).ensure()
+    identity = LocalCertificateSource(tmp_path, "vectors", 3600).ensure()
     assert not await departed(registry, ONE, identity)  # nobody to ask
     here = await replica(registry, stack, tmp_path, 1)
     drain(here.world)

@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 """What the supervisor handles and a child must not inherit."""
-ORPHAN_GRACE_S = 15
+ORPHAN_GRACE_S = 20
 """A child whose supervisor died ends at the latest after this many seconds."""
 
 

@@ -77,4 +77,4 @@ class Timing:
     """
 
     phase_wait_s: float = 5.0
-    grace_s: float = 15.0
+    grace_s: float = 20.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
@@ -15,14 +15,18 @@ from services.mesh.consul.intentions import table_of, watch_all_intentions, watc
 from services.mesh.consul.kv import KeyValues
 from services.mesh.consul.seed import SEEDED, seed
 from services.mesh.intentions import IntentionAuthorizer, IntentionTable, ServiceIntentions
+from services.mesh.membership import Membership
+from services.runtime.config import Settings
 from services.runtime.errors import DataLossError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     import httpx
 
     from services.mesh.consul.client import ConsulClient
+    from services.mesh.consul.config import ConsulConfig
     from tests.conftest import Serve
 
 WITHIN_S = 60.0
@@ -111,6 +115,7 @@ async def test_a_condition_that_cannot_be_judged_closes_and_never_opens(
     assert not table.decide("knowledge", "vectors", DELETE).allowed
     assert table.decide("knowledge", "vectors", "/closed/X").rule == "knowledge -> vectors [1]"
     assert table.decide("knowledge", "vectors", GET).allowed
+    assert table.unjudged() == ["knowledge -> vectors"]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +138,23 @@ def test_rules_of_other_clusters_and_for_tokens_open_nothing() -> None:
             {"Action": "allow", "HTTP": {"PathRegex": "(?P<broken"}}]}]}"""
     table = table_of(Answer(200, body, 1, filtered=False), "vectors")
     assert not any(table.decide(source, "vectors", GET).allowed for source in "abc")
+    assert table.unjudged() == ["b -> vectors", "c -> vectors"]
+
+
+async def test_a_condition_that_cannot_be_judged_is_told(
+    config: ConsulConfig, http: httpx.Client, tmp_path: Path
+) -> None:
+    header = [{"Name": "x-internal", "Present": True}]
+    intend(http, "vectors", permissions("knowledge", ("allow", {"PathExact": GET, "Header": header})))
+    consul = {"PLEXUS_CONSUL__ADDRESS": config.address}
+    with capture_logs() as entries:
+        async with Membership("vectors", tmp_path, Settings(consul)) as member:
+            assert member.consul is not None
+            rules = watch_intentions(member.consul, "vectors")
+            member.obey(await anext(rules))
+            await cast("Any", rules).aclose()
+    (told,) = [entry for entry in entries if entry["event"] == "intentions_not_judged"]
+    assert told["rules"] == ["knowledge -> vectors"]
 
 
 async def follow(client: ConsulClient, authorizer: IntentionAuthorizer) -> None:

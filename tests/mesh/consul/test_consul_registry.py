@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -271,5 +272,9 @@ async def test_the_pages_of_the_ui_have_what_they_show(
     (intention,) = http.get("/connect/intentions", params={"dc": "dc1"}).json()
     assert (intention["SourceName"], intention["Action"]) == ("knowledge", "allow")
     assert http.get("/kv/plexus/", params={"keys": "", "separator": "/"}).json() == ["plexus/policies/"]
+    (value,) = http.get("/kv/plexus/policies/vectors").json()
+    assert base64.b64decode(value["Value"]) == b"lb: round_robin"
+    (node,) = http.get("/internal/ui/nodes", params={"dc": "dc1"}).json()
+    assert {check["Status"] for check in node["Checks"]} == {"passing"}
     topology = http.get("/internal/ui/service-topology/vectors", params={"dc": "dc1", "kind": ""})
     assert topology.status_code == 200

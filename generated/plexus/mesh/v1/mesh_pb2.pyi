@@ -773,7 +773,7 @@ class AwaitDepartureRequest(_message.Message):
     """Its id."""
     @_builtins.property
     def patience(self) -> _duration_pb2.Duration:
-        """How long to wait at most, 0 to 60 s. Default 5 s."""
+        """How long to wait at most, 0 to 60 s. Default 4 s."""
 
     def __init__(
         self,
