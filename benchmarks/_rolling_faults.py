@@ -22,6 +22,8 @@ BREAKER = 20
 THREE = {"1", "2", "3"}
 AFTER_S = 10.0
 """The load goes on after an outage, for what its end may do."""
+SETTLE_S = 0.5
+"""Between two changes of a rule: a watch that is woken more often than a few times a second is paced."""
 _OUTLIVES_S = "60"
 """A registration that is not what takes a stopped instance away within the benchmark."""
 
@@ -188,4 +190,5 @@ async def intention(world: World, consul: ConsulAgent, times: int) -> tuple[floa
                 began = time.monotonic()
                 http.put("/config", json=entry).raise_for_status()
                 took.append(await world.ask("until", code=code) - began)
+                await asyncio.sleep(SETTLE_S)
     return statistics.median(took), max(took)

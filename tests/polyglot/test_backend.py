@@ -60,6 +60,33 @@ def registered(backend: Backend, service: str) -> list[dict[str, Any]]:
     return [entry for entry in catalogue if entry["service"] == service]
 
 
+def intend(backend: Backend, sources: list[dict[str, Any]]) -> None:
+    """Replace the rules of inference while everything runs."""
+    file = backend.state / "intentions" / "inference.yaml"
+    temporary = file.with_suffix(".new")
+    temporary.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "Sources": sources}))
+    temporary.replace(file)
+
+
+async def test_a_program_is_refused_while_an_intention_denies_it(
+    scaled: Backend, caller: Caller, tmp_path: Path
+) -> None:
+    env = environment(PLEXUS_STATE=str(scaled.state))
+    scaled.wait_serving(WITHIN_S)
+    sources = yaml.safe_load((scaled.state / "intentions" / "inference.yaml").read_text())["Sources"]
+    async with joined_caller(caller, "shop", "xds:///inference", env, tmp_path) as client:
+        await client.until(lambda answers: not any(answer.failed for answer in answers), method=LIST_MODELS)
+        try:
+            intend(scaled, [*(each for each in sources if each["Name"] != "shop")])
+            await client.until(
+                lambda answers: {answer.code for answer in answers} == {"PERMISSION_DENIED"},
+                method=LIST_MODELS,
+            )
+        finally:
+            intend(scaled, sources)
+        await client.until(lambda answers: not any(answer.failed for answer in answers), method=LIST_MODELS)
+
+
 async def test_a_program_does_what_an_intention_allows_and_survives_a_killed_instance(
     scaled: Backend, caller: Caller, tmp_path: Path
 ) -> None:

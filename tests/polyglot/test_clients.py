@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 
 from tests.mesh.traffic import Traffic
-from tests.polyglot.callers import environment, joined_caller, ports
+from tests.polyglot.callers import ANSWER_S, environment, joined_caller, ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -120,6 +120,26 @@ async def test_a_service_without_instances_fails_at_once_and_is_called_again_whe
         assert one.calls + two.calls == called
         traffic.publish()
         await client.until(lambda answers: len(ports(answers)) == 2)
+    assert traffic.refusals() == []
+
+
+async def test_shares_of_versions_move_live_and_no_resource_is_refused(
+    traffic: Traffic, caller: Caller
+) -> None:
+    old, new = await traffic.server("old", version="1.0"), await traffic.server("new", version="2.0")
+    traffic.publish()
+    shares = "subsets: {old: {version: '1.*', weight: %d}, new: {version: '2.*', weight: %d}}"
+    traffic.policy(shares % (100, 0))
+    async with calling(traffic, caller) as client:
+        await client.until(lambda answers: ports(answers) == {old.port: 12})
+        async with client.meanwhile() as answers:
+            traffic.policy(shares % (50, 50))
+            async with asyncio.timeout(ANSWER_S):
+                while not ports(answers)[new.port]:  # noqa: ASYNC110 - the answers give no event
+                    await asyncio.sleep(0.05)
+            traffic.policy(shares % (0, 100))
+        await client.until(lambda answers: ports(answers) == {new.port: 12})
+        assert not any(answer.failed for answer in answers)
     assert traffic.refusals() == []
 
 
