@@ -14,6 +14,7 @@ from plexus.client.state import default_state_dir
 from services.cli import queue_manage
 from services.cli.mesh_commands import mesh_app
 from services.cli.queue_commands import queue_app
+from services.cli.saga_commands import saga_app
 from services.runtime.errors import PlexusError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(mesh_app, name="mesh")
 app.add_typer(queue_app, name="queue")
 app.command()(queue_manage.worker)
+app.add_typer(saga_app, name="saga")
 
 StateOption = Annotated[
     Path | None,

@@ -1,0 +1,211 @@
+"""`plexus saga …`: arguments in, one function call, output out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plexus.client.state import default_state_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+saga_app = typer.Typer(help="Sagas: work in steps that is done as a whole or undone.", no_args_is_help=True)
+
+StateOption = Annotated[
+    Path | None,
+    typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+UrlOption = Annotated[
+    str | None, typer.Option(help="Edge. Default: PLEXUS_URL, else the one that runs on the state folder.")
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token", help="JSON Web Token. Default: PLEXUS_TOKEN, else one of the consumer's is minted."
+    ),
+]
+ConsumerOption = Annotated[str, typer.Option(help="Who asks, as named in gateway/kong.yml.")]
+SagaArgument = Annotated[str, typer.Argument(help="Id of the saga.")]
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _ask(
+    state: Path | None, url: str | None, token: str | None, consumer: str, work: Callable[[Any], Any]
+) -> Any:
+    """Do work with the API."""
+    from services.cli import content  # noqa: PLC0415 - httpx is slow to import
+    from services.cli.saga import Sagas  # noqa: PLC0415 - the same
+
+    folder = state if state is not None else default_state_dir()
+    with content.open_api(folder, url, token, consumer) as api:
+        return work(Sagas(api))
+
+
+def _show(saga: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(saga)
+        return
+    from services.cli.saga_tables import saga_table  # noqa: PLC0415 - rich is slow to import
+
+    saga_table(saga)
+
+
+@saga_app.command("ls")
+def list_sagas(
+    *,
+    definition: Annotated[str, typer.Option("--definition", "-d", help="Only sagas of this one.")] = "",
+    only: Annotated[str, typer.Option(help="running, compensating, succeeded, compensated or stuck.")] = "",
+    stuck: Annotated[bool, typer.Option("--stuck", help="The same as --only stuck.")] = False,
+    definitions: Annotated[bool, typer.Option("--definitions", help="The definitions instead.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="Sagas.", min=1, max=10_000)] = 50,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """List sagas, the newest first."""
+    wanted = "stuck" if stuck else only
+    found = _ask(
+        state,
+        url,
+        token,
+        consumer,
+        lambda sagas: sagas.definitions() if definitions else sagas.listed(definition, wanted, limit),
+    )
+    if as_json:
+        _print_json(found)
+        return
+    from services.cli import saga_tables  # noqa: PLC0415 - rich is slow to import
+
+    (saga_tables.definitions_table if definitions else saga_tables.sagas_table)(found)
+
+
+@saga_app.command()
+def define(
+    files: Annotated[list[str], typer.Argument(help="Definitions in YAML or JSON; - is standard input.")],
+    *,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """Make definitions, or new versions of them."""
+    from services.cli.saga import read_definition  # noqa: PLC0415 - httpx is slow to import
+
+    given = [read_definition(file) for file in files]
+    made = _ask(state, url, token, consumer, lambda sagas: [sagas.define(each) for each in given])
+    if as_json:
+        _print_json(made)
+        return
+    for each in made:
+        typer.echo(f"{each['name']} v{each['version']}")
+
+
+@saga_app.command()
+def start(
+    definition: Annotated[str, typer.Argument(help="Name of the definition.")],
+    *,
+    input_json: Annotated[str, typer.Option("--input", "-i", help="JSON object that each step gets.")] = "{}",
+    saga_id: Annotated[str, typer.Option("--id", help="Default: a random one.")] = "",
+    request_id: Annotated[
+        str, typer.Option(help="Repeated with the same one, the command starts no second saga.")
+    ] = "",
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """Start a saga; prints its id."""
+    from services.cli.saga import read_input  # noqa: PLC0415 - httpx is slow to import
+
+    value = read_input(input_json)
+    saga = _ask(
+        state, url, token, consumer, lambda sagas: sagas.start(definition, value, saga_id, request_id)
+    )
+    if as_json:
+        _print_json(saga)
+    else:
+        typer.echo(saga["id"])
+
+
+@saga_app.command()
+def get(
+    saga: SagaArgument,
+    *,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """Show a saga and its steps."""
+    _show(_ask(state, url, token, consumer, lambda sagas: sagas.get(saga)), as_json=as_json)
+
+
+@saga_app.command()
+def watch(
+    saga: SagaArgument,
+    *,
+    after: Annotated[int, typer.Option(help="The last revision that was seen.", min=0)] = 0,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """Print the history of a saga, and each change until it has ended; exit code 1 if it was undone."""
+    from services.cli.saga_tables import event_line  # noqa: PLC0415 - rich is slow to import
+
+    def follow(sagas: Any) -> str:
+        last = ""
+        for event in sagas.watch(saga, after):
+            typer.echo(json.dumps(event, ensure_ascii=False) if as_json else event_line(event))
+            sys.stdout.flush()
+            last = event["state"]
+        return last
+
+    if _ask(state, url, token, consumer, follow) == "SAGA_STATE_COMPENSATED":
+        raise typer.Exit(1)
+
+
+@saga_app.command()
+def cancel(
+    saga: SagaArgument,
+    *,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """Have a saga undone, once its present attempt has ended."""
+    _show(_ask(state, url, token, consumer, lambda sagas: sagas.cancel(saga)), as_json=as_json)
+
+
+@saga_app.command()
+def retry(
+    saga: SagaArgument,
+    *,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="The compensation was done by hand: go on with the next.")
+    ] = False,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    consumer: ConsumerOption = "demo",
+) -> None:
+    """Let a stuck saga go on."""
+    _show(_ask(state, url, token, consumer, lambda sagas: sagas.retry(saga, skip=skip)), as_json=as_json)
