@@ -41,6 +41,9 @@ class QueueingConfig(Section):
     """How long a saga is kept after its end."""
     max_running_sagas: int = Field(default=10_000, ge=1)
     """Sagas that have not ended; one more is refused."""
+    default_topics_retention_s: float = Field(default=7 * 24 * 3600.0, ge=1, le=366 * 24 * 3600.0)
+    """How long the logs of workflow-events, error-events and audit-events keep an event: set when they are
+    made, at the first start; later by UpdateTopic."""
     full_sync: bool = True
     """Whether a publish waits until the disk has it; without, the loss of power may lose messages."""
     max_schedules: int = 100_000

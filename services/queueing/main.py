@@ -12,6 +12,7 @@ from plexus.queueing.v1 import queueing_pb2_grpc, sagas_pb2_grpc, schedules_pb2_
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.config import QueueingConfig
+from services.queueing.default_topics import make_default_topics
 from services.queueing.faces import pubsub_access
 from services.queueing.faces.pubsub import Face
 from services.queueing.sagas.methods import Methods
@@ -73,6 +74,8 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
     runtime.server.add_generic_rpc_handlers((face,))
     if config.pubsub_port:
         await stack.enter_async_context(_emulator(runtime, face, config.pubsub_port))
+    topics = make_default_topics(broker, database, retention_s=config.default_topics_retention_s)
+    runtime.spawn(topics, name="default-topics")
     calls = await stack.enter_async_context(Calls(broker))
     queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker, calls), runtime.server)
     schedules = await _schedules(runtime, stack, broker, database)
