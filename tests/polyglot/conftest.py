@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.polyglot.programs import POLYGLOT, Caller
+from tests.polyglot.programs import POLYGLOT, PUBSUB, Caller
 from tests.servers.programs import UnavailableServerError, require
 
 _HERE = Path(__file__).resolve().parent
@@ -32,6 +32,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         # Left to the fixture, which skips or fails with the reason.
         with contextlib.suppress(UnavailableServerError):
             POLYGLOT[language].provide()
+    if any("pubsub_program" in item.fixturenames for item in items):
+        with contextlib.suppress(UnavailableServerError):
+            PUBSUB.provide()
 
 
 @pytest.fixture(params=sorted(POLYGLOT))
@@ -46,3 +49,9 @@ def caller(request: pytest.FixtureRequest) -> Caller:
 def go_program() -> Path:
     """The program in Go, which serves as well."""
     return require(POLYGLOT["go"]) / "program"
+
+
+@pytest.fixture
+def pubsub_program() -> Path:
+    """Google Pub/Sub's client."""
+    return require(PUBSUB) / "program"

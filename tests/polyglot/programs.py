@@ -68,6 +68,13 @@ class GoCaller(Caller):
 
 
 @dataclass(frozen=True, slots=True)
+class GoPubsub(GoCaller):
+    """Google Pub/Sub's client, which is no caller of the mesh: it runs scenarios."""
+
+    sources = (_HERE / "pubsub",)
+
+
+@dataclass(frozen=True, slots=True)
 class NodeCaller(Caller):
     """Installed from a package-lock.json, with the package of clients/node."""
 
@@ -120,6 +127,8 @@ POLYGLOT: dict[str, Caller] = {
     )
 }
 """The programs by language."""
+PUBSUB = GoPubsub("polyglot-pubsub", "two minutes")
+"""Google Pub/Sub's client for Go."""
 
 
 def _copied(source: Path, folder: Path) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.polyglot.programs import POLYGLOT
+from tests.polyglot.programs import POLYGLOT, PUBSUB
 from tests.servers.programs import PROGRAMS, UnavailableServerError
 
 
 def main() -> int:
     """Provide all; a server that cannot be had is told and does not keep the others from being made."""
-    for program in (*PROGRAMS.values(), *POLYGLOT.values()):
+    for program in (*PROGRAMS.values(), *POLYGLOT.values(), PUBSUB):
         began = time.monotonic()
         try:
             path = program.provide()
