@@ -6,15 +6,15 @@ import asyncio
 import json
 import os
 import signal
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.queueing.backends.rabbit import RabbitBroker
 from services.queueing.backends.sqlite import SqliteBroker
 from tests.ports import free_port
 from tests.queueing.pubsub_clients import Server, serving
+from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -35,7 +35,7 @@ def make_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
         return lambda: SqliteBroker(tmp_path / "queue.sqlite")
     rabbitmq = request.getfixturevalue("rabbitmq")
     url = rabbitmq.url(request.getfixturevalue("rabbitmq_vhost"))
-    return lambda: RabbitBroker(url, tmp_path / "state.sqlite")
+    return lambda: rabbit_broker(url, tmp_path / "state.sqlite")
 
 
 @asynccontextmanager
@@ -75,13 +75,12 @@ async def test_a_subscriber_and_a_publisher_go_on_over_a_restart(
     make_broker: Callable[[], Any], pubsub_program: Path
 ) -> None:
     port = free_port()
-    with serving(Server(make_broker, port)) as first:
-        address = await asyncio.to_thread(first.address)
-        running_program = running(pubsub_program, address, "restart")
-        process = await running_program.__aenter__()
-        assert await said(process) == ("restart", "now")
-    with serving(Server(make_broker, port)) as second:
-        await asyncio.to_thread(second.address)
-        process.send_signal(signal.SIGUSR1)
-        assert await said(process) == ("restart", "")
-        await running_program.__aexit__(None, None, None)
+    async with AsyncExitStack() as stack:
+        with serving(Server(make_broker, port)) as first:
+            address = await asyncio.to_thread(first.address)
+            process = await stack.enter_async_context(running(pubsub_program, address, "restart"))
+            assert await said(process) == ("restart", "now")
+        with serving(Server(make_broker, port)) as second:
+            await asyncio.to_thread(second.address)
+            process.send_signal(signal.SIGUSR1)
+            assert await said(process) == ("restart", "")
