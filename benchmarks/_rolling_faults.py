@@ -87,7 +87,7 @@ async def stopped(world: World, rate: float, stop_s: int) -> Stopped:
 
     normal = p99(began - 4, began)
     seconds = [p99(began + second, began + second + 1) for second in range(stop_s)]
-    bound = max(5 * normal, 0.1)
+    bound = max(2 * normal, 0.1)
     slow = [second for second, value in enumerate(seconds) if value > bound]
     return Stopped(max(slow) + 1 if slow else 0.0, normal, seconds)
 
