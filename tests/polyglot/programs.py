@@ -22,9 +22,12 @@ class Caller(Program):
 
     Attributes:
         sources: What it is built from; the names and bytes of the files are its version.
+        in_doubt: Code and text of what its library says of a call that a dying connection took with it, and
+            that no retry policy of xDS reaches.
     """
 
     sources: ClassVar[tuple[Path, ...]]
+    in_doubt: ClassVar[tuple[str, str]] = ("", "")
 
     @property
     def version(self) -> str:
@@ -98,6 +101,7 @@ class JavaCaller(Caller):
 
     tools = ("java", "javac", "mvn")
     sources = (_HERE / "java", _CLIENTS / "java")
+    in_doubt = ("UNKNOWN", "channel closed")
 
     def make(self, folder: Path) -> Path:
         """Build it."""
