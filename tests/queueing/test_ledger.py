@@ -16,7 +16,7 @@ FAULTS_S = 60
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("backend", ["sqlite"])
+@pytest.mark.parametrize("backend", ["sqlite", "rabbitmq"])
 def test_nothing_confirmed_is_lost_and_nothing_deduplicated_is_stored_twice(
     backend: str, rabbitmq_program: Path, toxiproxy_program: Path
 ) -> None:

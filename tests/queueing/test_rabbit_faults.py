@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,16 @@ import aio_pika
 import httpx
 import pytest
 
-from services.queueing.backends.rabbit.topology import PERMISSION, definitions, queue_name
+from services.queueing.backends.rabbit.topology import (
+    PERMISSION,
+    TOPICS,
+    definitions,
+    queue_name,
+    routing_key,
+)
+from services.queueing.backends.rabbit.wire import encode, fresh
 from services.queueing.domain import Message, Refusal, Where
-from services.queueing.resources import Priority, Subscription, Topic
+from services.queueing.resources import Backoff, Priority, RetryPolicy, Subscription, Topic
 from services.runtime.errors import ResourceExhaustedError, UnavailableError
 from tests.contracts.broker import AT_ONCE, bodies, publish, pull, subscribe
 from tests.queueing.rabbit import rabbit_broker
@@ -146,13 +154,33 @@ async def test_a_dead_letter_whose_acknowledgement_is_lost_is_dead_once(broker: 
     await publish(broker, "poison", "good")
     poison, _ = await pull(broker)
     window = broker._windows["work"]
-    held = window._held.leases[poison.ack_id][0]
+    held = window._held._leases[poison.ack_id][0]
     carried = held.carried
     # As when the process dies between the two: the dead letter is written, the acknowledgement is not sent.
     await broker.bury(window.subscription, carried, "bad")
     await broker._close_window("work")
     assert bodies(await pull(broker, wait_s=30)) == ["good"]
     assert len(await broker.list_dead_letters("work", Where(), limit=10)) == 1
+
+
+@pytest.mark.parametrize("settled", ["acknowledged", "dead", "deferred"])
+async def test_what_rabbitmq_has_twice_is_handed_out_once(broker: RabbitBroker, settled: str) -> None:
+    """As when a publish is repeated, since its confirmation was lost, by a service that died meanwhile."""
+    await subscribe(broker, retry=RetryPolicy(Backoff.FIXED, 3600, 3600))
+    (message_id,) = await publish(broker, "a", dedup_id="d")
+    (delivery,) = await pull(broker)
+    if settled == "acknowledged":
+        assert await broker.acknowledge("work", [delivery.ack_id]) == []
+    else:
+        await broker.nack("work", [Refusal(delivery.ack_id, dead=settled == "dead")])
+    await broker._close_window("work")
+    double = fresh("jobs", Message(b"a", dedup_id="d"), message_id, time.time() - 1)
+    repeated = [(routing_key("jobs", Priority.NORMAL), encode(double, repeated=True))]
+    assert await broker._publisher.publish(TOPICS, repeated) == [True]
+    await publish(broker, "b")
+    assert bodies(await pull(broker, wait_s=60)) == ["b"]
+    stats = await broker.stats("work")
+    assert (stats.ready, stats.dead, stats.delayed) == (0, settled == "dead", settled == "deferred")
 
 
 async def test_leases_of_a_broker_that_closes_are_free_at_once(

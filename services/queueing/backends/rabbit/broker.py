@@ -230,7 +230,9 @@ class RabbitBroker:
                 subscription = await self._state.attached(name)
                 window = self._windows.get(name)
                 if window is None:
-                    window = self._windows[name] = Window(subscription, self._consuming, self)
+                    window = self._windows[name] = Window(
+                        subscription, self._consuming, self, shared=self._state.shared
+                    )
                     window.open()
             await window.ready()
             if not window.closed:
@@ -279,9 +281,13 @@ class RabbitBroker:
         """See Settling."""
         await self._state.bury(subscription.name, carried, reason)
 
-    async def settled(self, subscription: Subscription, carried: Carried) -> bool:
+    async def finish(self, subscription: Subscription, arrived: Sequence[Carried]) -> None:
         """See Settling."""
-        return await self._state.settled(subscription.name, carried)
+        await self._state.finish(subscription.name, arrived)
+
+    async def settled(self, subscription: Subscription, arrived: Sequence[Carried]) -> list[bool]:
+        """See Settling."""
+        return await self._state.settled(subscription.name, arrived)
 
     async def pull(
         self, subscription: str, *, max_messages: int, max_bytes: int, wait_s: float
@@ -292,6 +298,8 @@ class RabbitBroker:
         deadline = time.monotonic() + min(wait_s, _WAIT_BOUND_S)
         while True:
             window = await self._window(subscription)
+            if wait_s == 0:
+                await window.arrivals()
             news = window.news()
             deliveries = window.lease(max_messages, max_bytes)
             left = deadline - time.monotonic()
@@ -333,7 +341,9 @@ class RabbitBroker:
     async def _settle(self, name: str) -> Subscription:
         subscription = await self.get_subscription(name)
         if not subscription.detached:
-            await (await self._window(name)).settle()
+            window = await self._window(name)
+            await window.arrivals()
+            await window.settle()
         return subscription
 
     async def stats(self, subscription: str) -> Stats:

@@ -16,6 +16,7 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ProbableAut
 from aiormq.abc import DeliveredMessage
 
 from services.queueing.backends.rabbit.topology import DEAD, EXCHANGES, UNCLAIMED
+from services.queueing.backends.rabbit.wire import AGAIN
 from services.runtime.errors import PlexusError, ResourceExhaustedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -176,5 +177,6 @@ class Publisher:
                 if not interrupted():
                     raise
                 failure = away()
+            message.headers[AGAIN] = 1  # it may be there, unconfirmed
             await asyncio.sleep(_RETRY_S)
         raise failure

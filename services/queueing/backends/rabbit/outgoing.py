@@ -22,7 +22,7 @@ from services.queueing.backends.rabbit.wire import encode, fresh
 from services.runtime.errors import NotFoundError, PlexusError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     import aio_pika
 
@@ -97,6 +97,7 @@ class Outgoing:
         if not wanted:
             await self._put(route, [(messages[number], ids[number]) for number in todo])
             return []
+        offered = dict(enumerate(ids))
         reserved = dict(
             zip(
                 wanted,
@@ -109,7 +110,9 @@ class Outgoing:
         ours = [number for number in wanted if reserved[number].ours]
         going = [number for number in todo if number not in reserved or reserved[number].ours]
         try:
-            await self._put(route, [(messages[number], ids[number]) for number in going])
+            # Who had the id before us may have published: what came of it is not known.
+            repeated = {ids[number] for number in ours if ids[number] != offered[number]}
+            await self._put(route, [(messages[number], ids[number]) for number in going], repeated)
         except BaseException:
             await self._release(route, [messages[number] for number in ours])
             raise
@@ -124,7 +127,9 @@ class Outgoing:
         except PlexusError as error:
             log.warning("dedup_not_released", reason=error.reason)  # it is when its time is over
 
-    async def _put(self, route: Route, messages: Sequence[tuple[Message, str]]) -> None:
+    async def _put(
+        self, route: Route, messages: Sequence[tuple[Message, str]], repeated: Collection[str] = ()
+    ) -> None:
         topic, now = route.topic, time.time()
         outgoing: list[tuple[str, aio_pika.Message]] = []
         logged: list[tuple[str, aio_pika.Message]] = []
@@ -143,7 +148,8 @@ class Outgoing:
                 route = await self._state.route(topic.name)
                 takers = [taker.name for taker in route.subscribers if taker.wants(message.attributes)]
             if takers or topic.log:
-                outgoing.append((routing_key(topic.name, message.priority), encode(carried)))
+                encoded = encode(carried, repeated=message_id in repeated)
+                outgoing.append((routing_key(topic.name, message.priority), encoded))
                 for taker in takers:
                     self._expect(taker, [message_id])
         if outgoing:

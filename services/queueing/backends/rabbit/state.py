@@ -181,8 +181,12 @@ class State(Protocol):
         """Forget the messages of a subscription."""
         ...
 
-    async def settled(self, subscription: str, carried: Carried) -> bool:
-        """Whether a message that comes again is deferred or dead: its acknowledgement was lost."""
+    async def finish(self, subscription: str, arrived: Sequence[Carried]) -> None:
+        """Remember, for as long as deduplication ids are, that deliveries are over, given as they arrived."""
+        ...
+
+    async def settled(self, subscription: str, arrived: Sequence[Carried]) -> list[bool]:
+        """For each message that came, whether it is over: finished, dead, or deferred for another attempt."""
         ...
 
     # Dead letters.

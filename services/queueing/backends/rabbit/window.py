@@ -1,4 +1,4 @@
-"""What this process holds of a subscription: messages that RabbitMQ has delivered and nobody has settled.
+"""A subscription's consumer in this process: messages come in, are leased, and settled.
 
 RabbitMQ knows only that a message is out; leases, attempts, order within a key and priority between queues
 are kept here, and lost with the connection: then the broker delivers everything unsettled again.
@@ -7,24 +7,25 @@ are kept here, and lost with the connection: then the broker delivers everything
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
+import math
 import time
-import uuid
-from collections import OrderedDict, deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections import OrderedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import structlog
 
+from services.queueing.backends.rabbit.acks import Acks
+from services.queueing.backends.rabbit.holding import Held, Holding, Identity
 from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
 from services.queueing.backends.rabbit.topology import levels, queue_name
-from services.queueing.backends.rabbit.wire import Carried, decode
+from services.queueing.backends.rabbit.wire import AGAIN, Carried, decode
 from services.queueing.domain import MAX_HISTORY, MAX_REASON, Delivery
 from services.runtime.errors import NotFoundError, PlexusError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
@@ -33,14 +34,18 @@ if TYPE_CHECKING:
     from services.queueing.resources import Subscription
 
 log = structlog.get_logger(__name__)
+Result = TypeVar("Result")
 
 PREFETCH = {3: 250, 2: 250, 1: 1000, 0: 250}
 """Messages that the broker delivers ahead, by priority."""
 _REMEMBERED = 20_000
+_CHECKED = 500
 _RETRY_S = 0.2
 _RETRY_MAX_S = 5.0
 _WATCH_S = 5.0
 _ARRIVAL_S = 2.0
+_REST_S = 0.01
+_SKEW_S = 5.0
 LEASE_EXPIRED = "lease expired"
 TTL_EXPIRED = "expired"
 
@@ -56,8 +61,12 @@ class Settling(Protocol):
         """Give a message up."""
         ...
 
-    async def settled(self, subscription: Subscription, carried: Carried) -> bool:
-        """Whether a message delivered again was deferred or buried before."""
+    async def finish(self, subscription: Subscription, arrived: Sequence[Carried]) -> None:
+        """Remember that deliveries of deduplicated messages are over, given as they arrived."""
+        ...
+
+    async def settled(self, subscription: Subscription, arrived: Sequence[Carried]) -> list[bool]:
+        """For each message that came, whether it was finished, deferred or buried before."""
         ...
 
     async def declare(self, subscription: Subscription) -> None:
@@ -69,53 +78,41 @@ class Settling(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Held:
-    incoming: AbstractIncomingMessage
-    carried: Carried
-    number: int
-    not_before: float = 0.0
-
-    def __lt__(self, other: _Held) -> bool:
-        return self.number < other.number
-
-
-@dataclass(slots=True)
-class _Holding:
-    """Everything of one channel; thrown away with it."""
-
-    ready: list[tuple[int, int, _Held]] = field(default_factory=list)
-    waiting: list[tuple[float, int, _Held]] = field(default_factory=list)
-    leases: dict[str, tuple[_Held, float]] = field(default_factory=dict)
-    keys: dict[str, deque[_Held]] = field(default_factory=dict)
-    awaited: set[str] = field(default_factory=set)
-    settling: int = 0
-
-    def count(self) -> int:
-        """Messages that the broker counts as out."""
-        behind = sum(len(queue) - 1 for queue in self.keys.values())
-        return len(self.ready) + len(self.waiting) + len(self.leases) + behind + self.settling
-
-
 class Window:
     """One subscription's consumer; runs from `open` to `close`."""
 
-    def __init__(self, subscription: Subscription, link: Link, settling: Settling) -> None:
+    def __init__(
+        self, subscription: Subscription, link: Link, settling: Settling, *, shared: bool = False
+    ) -> None:
+        """Set it up; nothing runs yet.
+
+        Args:
+            subscription: What to consume; replaced when its settings change.
+            link: To RabbitMQ.
+            settling: Where messages go from here.
+            shared: Whether other processes consume the same subscription.
+        """
         self.subscription = subscription
         self.used = time.monotonic()
+        self.closed = False
         self._link = link
         self._settling = settling
+        # Doubles of what was published later are known by their ids here, those of before by the state.
+        self._doubtful_to = math.inf if shared else time.time() + _SKEW_S
         self._numbers = itertools.count()
-        self._held = _Holding()
-        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._chores: asyncio.Queue[_Held] = asyncio.Queue()
+        self._marks = itertools.count()
+        self._held = Holding(ordered=subscription.ordered)
+        self._acks: Acks | None = None
+        self._seen: OrderedDict[Identity, None] = OrderedDict()
+        self._chores: asyncio.Queue[tuple[Holding, Held]] = asyncio.Queue()
         self._news = asyncio.Event()
         self._timer = asyncio.Event()
+        self._planned = 0.0
         self._opened = asyncio.Event()
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._works: set[asyncio.Task[Any]] = set()
         self._channel: AbstractChannel | None = None
-        self.closed = False
 
     def open(self) -> None:
         """Begin."""
@@ -130,12 +127,13 @@ class Window:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._shut()
+        await asyncio.gather(*self._works, return_exceptions=True)
         self._wake()
 
     @property
     def idle_s(self) -> float:
         """For how long nobody has asked or held anything."""
-        return 0.0 if self._held.leases else time.monotonic() - self.used
+        return 0.0 if self._held.counts()[1] else time.monotonic() - self.used
 
     # The consumer.
 
@@ -163,7 +161,8 @@ class Window:
             pause = min(_RETRY_MAX_S, pause * 2)
 
     async def _shut(self) -> None:
-        self._held = _Holding()
+        self._held = Holding(ordered=self.subscription.ordered)
+        self._acks = None
         channel, self._channel = self._channel, None
         if channel is None or channel.is_closed:
             return
@@ -177,7 +176,8 @@ class Window:
     async def _open_channel(self) -> AbstractChannel:
         await self._settling.declare(self.subscription)
         channel = await self._link.channel()
-        holding = self._held = _Holding()
+        holding = self._held = Holding(ordered=self.subscription.ordered)
+        self._acks = Acks(await channel.get_underlay_channel())
         self._channel = channel
         waiting = 0
         for level in levels(self.subscription):
@@ -233,109 +233,122 @@ class Window:
             if not probe.is_closed:
                 await probe.close()
 
+    # What comes.
+
     def _arrive(self, incoming: AbstractIncomingMessage) -> None:
-        self._arrived.set()
         carried = decode(incoming)
-        held = _Held(incoming, carried, next(self._numbers))
-        stored = carried.stored
-        self._held.awaited.discard(stored.message_id)
-        key = (stored.message_id, carried.copy)
-        unwanted = not self.subscription.wants(stored.attributes)
-        if incoming.redelivered or unwanted or (key in self._seen and not carried.attempts):
-            self._held.settling += 1
-            self._chores.put_nowait(held)  # to ask or to acknowledge takes a while
-            return
-        self._seen[key] = None
+        held = Held(incoming, carried, next(self._numbers), carried.attempts)
+        if not carried.expires and self.subscription.ttl_s:
+            carried.expires = max(carried.stored.published, 1.0) + self.subscription.ttl_s
+        self._held.awaited.pop(carried.stored.message_id, None)
+        # Behind those of an ordered subscription that are being asked for, so that nothing overtakes them.
+        if self._is_doubtful(held) or (self.subscription.ordered and self._held.checking):
+            self._held.checking += 1
+            self._chores.put_nowait((self._held, held))
+        else:
+            self._admit(held)
+        self._arrived.set()
+
+    def _is_doubtful(self, held: Held) -> bool:
+        """Whether it takes a while to say that this message is to be handed out."""
+        return (
+            self._must_ask(held)
+            or held.identity in self._seen
+            or held.identity in self._held.present
+            or not self.subscription.wants(held.carried.stored.attributes)
+        )
+
+    def _must_ask(self, held: Held) -> bool:
+        """Whether only the state knows that this message is over."""
+        carried, incoming = held.carried, held.incoming
+        if incoming.redelivered or AGAIN in incoming.headers:
+            return True
+        old = carried.stored.published < self._doubtful_to
+        return carried.once and bool(old or carried.copy or carried.attempts)
+
+    def _admit(self, held: Held) -> None:
+        self._seen[held.identity] = None
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
-        self._admit(held)
-
-    def _admit(self, held: _Held) -> None:
-        stored = held.carried.stored
-        if not held.carried.expires and self.subscription.ttl_s:
-            held.carried.expires = max(stored.published, 1.0) + self.subscription.ttl_s
-        if self.subscription.ordered and stored.ordering_key:
-            queue = self._held.keys.setdefault(stored.ordering_key, deque())
-            queue.append(held)
-            if len(queue) > 1:
-                return
-        self._make_ready(held)
-
-    def _make_ready(self, held: _Held) -> None:
-        if held.not_before > time.time():
-            heapq.heappush(self._held.waiting, (held.not_before, held.number, held))
-            self._timer.set()
-            return
-        level = -int(held.carried.stored.priority) if not self.subscription.ordered else 0
-        heapq.heappush(self._held.ready, (level, held.number, held))
-        if held.carried.expires:
-            self._timer.set()
+        self._held.admit(held, time.time())
+        self._plan(min(held.not_before or math.inf, held.carried.expires or math.inf))
         self._wake()
 
     async def _do_chores(self) -> None:
         while True:
-            held = await self._chores.get()
-            holding = self._held
-            try:
-                await self._look_into(held)
-            except PlexusError as error:
-                log.warning("message_stuck", subscription=self.subscription.name, reason=error.reason)
-                await asyncio.sleep(_RETRY_S)
-                if not held.incoming.channel.is_closed:
-                    self._chores.put_nowait(held)
-                    continue
-            holding.settling -= 1
+            holding, held = await self._chores.get()
+            some = [held]
+            while not self._chores.empty() and len(some) < _CHECKED:
+                other, held = self._chores.get_nowait()
+                if other is not holding:
+                    some.clear()  # their channel is gone, and the broker has them back
+                    holding = other
+                some.append(held)
+            while holding is self._held:
+                try:
+                    await self._look_into(holding, some)
+                    break
+                except PlexusError as error:
+                    log.warning("messages_stuck", subscription=self.subscription.name, reason=error.reason)
+                    await asyncio.sleep(_RETRY_S)
+            holding.checking -= len(some)
             self._arrived.set()
 
-    async def _look_into(self, held: _Held) -> None:
-        stored = held.carried.stored
-        wanted = self.subscription.wants(stored.attributes)
-        known = not held.incoming.redelivered or (
-            await self._settling.settled(self.subscription, held.carried)
-        )
-        if not wanted or known:
-            await self._ack(held)
-            return
-        self._seen[stored.message_id, held.carried.copy] = None
-        if not held.incoming.channel.is_closed:
-            self._admit(held)
+    async def _look_into(self, holding: Holding, some: Sequence[Held]) -> None:
+        asked = [held for held in some if self._must_ask(held)]
+        over: set[int] = set()
+        if asked:
+            known = await self._settling.settled(self.subscription, [held.carried for held in asked])
+            over = {held.number for held, done in zip(asked, known, strict=True) if done}
+        dropped = []
+        for held in some:
+            again = held.identity in holding.present
+            seen = held.identity in self._seen and not held.incoming.redelivered
+            wanted = self.subscription.wants(held.carried.stored.attributes)
+            if again or seen or not wanted or held.number in over:
+                dropped.append(held)
+            elif holding is self._held:
+                self._admit(held)
+        await self._tell(holding, dropped)
 
     # Time.
+
+    def _plan(self, at: float) -> None:
+        """See to it that what is due then is done then."""
+        if at < self._planned:
+            self._timer.set()
 
     async def _time(self) -> None:
         while True:
             self._timer.clear()
-            await self.settle()
-            pause = self._next() - time.time()
+            self._planned = math.inf
             try:
-                async with asyncio.timeout(max(0.0, min(pause, 60.0))):
+                await self.settle()
+            except PlexusError as error:
+                log.warning("messages_not_settled", subscription=self.subscription.name, reason=error.reason)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            now = time.time()
+            self._planned = min(self._held.next_time(now), now + 60.0)
+            await asyncio.sleep(_REST_S)
+            try:
+                async with asyncio.timeout(max(0.0, self._planned - time.time())):
                     await self._timer.wait()
             except TimeoutError:
                 continue
 
-    def _next(self) -> float:
-        held = self._held
-        times = [until for _, until in held.leases.values()]
-        times += [held.waiting[0][0]] if held.waiting else []
-        times += [entry.carried.expires for _, _, entry in held.ready if entry.carried.expires]
-        return min(times, default=time.time() + 3600)
-
     async def settle(self) -> None:
-        """Do what the time asks for: end leases, bring back what waited, give up what waited too long."""
-        now = time.time()
-        held = self._held
-        for token in [token for token, (_, until) in held.leases.items() if until <= now]:
-            entry, _ = held.leases.pop(token, (None, 0))
-            if entry is not None:
-                await self._fail(entry, LEASE_EXPIRED, pause_s=0.0)
-        while held.waiting and held.waiting[0][0] <= time.time():
-            self._make_ready(heapq.heappop(held.waiting)[2])
-        old = [entry for _, _, entry in held.ready if 0 < entry.carried.expires <= now]
-        if old:
-            held.ready = [item for item in held.ready if not 0 < item[2].carried.expires <= now]
-            heapq.heapify(held.ready)
-            for entry in old:
-                await self._fail(entry, TTL_EXPIRED, dead=True)
+        """Do what the time asks for: end leases, bring back what waited, give up what waited too long.
+
+        Raises:
+            UnavailableError: The state cannot be reached; what was not done is done at the next call.
+        """
+        holding, now = self._held, time.time()
+        if holding.wake(now):
+            self._wake()
+        work = [self._fail(holding, held, LEASE_EXPIRED, pause_s=0.0) for held in holding.ended(now)]
+        work += [self._fail(holding, held, TTL_EXPIRED, dead=True) for held in holding.outlived(now)]
+        await self._all(work)
 
     # What pullers do.
 
@@ -343,10 +356,10 @@ class Window:
         """Messages published here that will arrive: a pull that does not wait waits for them."""
         held = self._held
         if self._opened.is_set() and held.count() + len(held.awaited) < PREFETCH[1] // 2:
-            held.awaited.update(message_ids)
+            held.awaited.update((message_id, next(self._marks)) for message_id in message_ids)
 
     async def ready(self) -> None:
-        """Wait until the consumer is open and what was published here before has come.
+        """Wait until the consumer is open.
 
         Raises:
             UnavailableError: The broker cannot be reached.
@@ -357,13 +370,17 @@ class Window:
                 await self._opened.wait()
         except TimeoutError:
             raise away() from None
+
+    async def arrivals(self) -> None:
+        """Wait a moment for what was published here before this call."""
+        held, mark = self._held, next(self._marks)
         try:
             async with asyncio.timeout(_ARRIVAL_S):
-                while self._held.awaited or self._held.settling:
+                while held.checking or next(iter(held.awaited.values()), mark) < mark:
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
-            self._held.awaited.clear()  # another process has them
+            held.awaited.clear()  # another process has them
 
     def news(self) -> asyncio.Event:
         """Set when something becomes ready."""
@@ -377,122 +394,174 @@ class Window:
     def lease(self, max_messages: int, max_bytes: int) -> list[Delivery]:
         """Hand out what is ready."""
         self.used = time.monotonic()
-        held = self._held
-        deliveries: list[Delivery] = []
-        total, now = 0, time.time()
-        while held.ready and len(deliveries) < max_messages:
-            entry = held.ready[0][2]
-            size = len(entry.carried.stored.data)
-            if deliveries and total + size > max_bytes:
-                break
-            heapq.heappop(held.ready)
-            total += size
-            token = uuid.uuid4().hex
-            held.leases[token] = (entry, now + self.subscription.ack_deadline_s)
-            deliveries.append(Delivery(token, entry.carried.stored, entry.carried.attempts + 1))
+        now = time.time()
+        deliveries = self._held.lease(self.subscription, max_messages, max_bytes, now)
         if deliveries:
-            self._timer.set()
+            self._plan(now + self.subscription.ack_deadline_s)
         return deliveries
 
-    def _take(self, token: str) -> _Held | None:
-        entry, until = self._held.leases.get(token, (None, 0.0))
-        if entry is None or until <= time.time():
-            return None
-        del self._held.leases[token]
-        return entry
+    async def _whole(self, work: Coroutine[None, None, Result]) -> Result:
+        """Do it to its end, even if the caller goes away: half of it would be one delivery too many."""
+        task = asyncio.create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+        return await asyncio.shield(task)
+
+    async def _all(self, works: Sequence[Coroutine[None, None, None]]) -> None:
+        """Do all of it, one after the other, and then raise the first failure."""
+
+        async def each() -> None:
+            failure: PlexusError | None = None
+            for work in works:
+                try:
+                    await work
+                except PlexusError as error:
+                    failure = failure or error
+            if failure is not None:
+                raise failure
+
+        if works:
+            await self._whole(each())
 
     async def acknowledge(self, tokens: Sequence[str]) -> list[str]:
         """Be done with messages."""
-        expired = []
-        for token in tokens:
-            entry = self._take(token)
-            if entry is None or not await self._ack(entry):
-                expired.append(token)
-        return expired
+        return await self._whole(self._acknowledge(tokens))
+
+    async def _acknowledge(self, tokens: Sequence[str]) -> list[str]:
+        holding, now = self._held, time.time()
+        taken = [(token, holding.take(token, now)) for token in tokens]
+        entries = [held for _, held in taken if held is not None]
+        try:
+            told = await self._finish(holding, entries)
+        except PlexusError:
+            for token, held in taken:
+                if held is not None:
+                    self._lend(holding, token, held)
+            raise
+        # A delivery that the state knows to be over is over, whatever the broker has heard.
+        return [token for token, held in taken if held is None or not (told or held.carried.once)]
+
+    def _lend(self, holding: Holding, token: str, held: Held) -> None:
+        until = time.time() + self.subscription.ack_deadline_s
+        holding.lend(token, held, until)
+        self._plan(until)
 
     async def nack(self, refusals: Sequence[Refusal]) -> list[str]:
         """Take messages back."""
-        expired = []
+        holding, expired = self._held, []
+        work = []
         for refusal in refusals:
-            entry = self._take(refusal.ack_id)
-            if entry is None:
+            held = holding.take(refusal.ack_id, time.time())
+            if held is None:
                 expired.append(refusal.ack_id)
                 continue
             reason = refusal.reason[:MAX_REASON] or "not acknowledged"
-            await self._fail(entry, reason, pause_s=refusal.delay_s, dead=refusal.dead)
+            work.append(self._fail(holding, held, reason, pause_s=refusal.delay_s, dead=refusal.dead))
+        await self._all(work)
         return expired
 
     def extend(self, leases: Sequence[tuple[str, float]]) -> list[str]:
         """Set when leases end."""
         expired = []
+        now = time.time()
         for token, seconds in leases:
-            entry = self._take(token)
-            if entry is None:
+            held = self._held.take(token, now)
+            if held is None:
                 expired.append(token)
             elif seconds > 0:
-                self._held.leases[token] = (entry, time.time() + seconds)
-                self._timer.set()
+                self._held.lend(token, held, now + seconds)
+                self._plan(now + seconds)
             else:
-                self._make_ready(entry)
+                self._held.make_ready(held, now)
+                self._wake()
         return expired
 
     async def _fail(
-        self, held: _Held, reason: str, *, pause_s: float | None = None, dead: bool = False
+        self, holding: Holding, held: Held, reason: str, *, pause_s: float | None = None, dead: bool = False
     ) -> None:
-        """Note a failed attempt; the message comes again or is given up."""
+        """Note a failed attempt; the message comes again or is given up.
+
+        Raises:
+            PlexusError: The state cannot be reached; the message is as it was, and out again soon.
+        """
         carried, now = held.carried, time.time()
         policy = carried.retry or self.subscription.retry
-        if reason != TTL_EXPIRED:
-            carried.attempts += 1
-        carried.history = [*carried.history, (now, reason)][-MAX_HISTORY:]
-        if dead or carried.attempts >= policy.max_attempts:
-            await self._settling.bury(self.subscription, carried, reason)
-            await self._ack(held)
+        attempts = carried.attempts + (reason != TTL_EXPIRED)
+        history = [*carried.history, (now, reason)][-MAX_HISTORY:]
+        failed = replace(carried, attempts=attempts, history=history)
+        gone = dead or attempts >= policy.max_attempts
+        pause = policy.pause_s(attempts) if pause_s is None else pause_s
+        in_place = pause == 0 or (self.subscription.ordered and carried.stored.ordering_key)
+        if in_place and not gone:
+            held.carried, held.not_before = failed, now + pause
+            self._return(holding, held)
             return
-        pause = policy.pause_s(carried.attempts) if pause_s is None else pause_s
-        in_place = self.subscription.ordered and carried.stored.ordering_key
-        if pause == 0 or in_place:
-            held.not_before = now + pause
-            if not held.incoming.channel.is_closed:
-                self._make_ready(held)
-            return
-        await self._settling.defer(self.subscription, carried, now + pause)
-        await self._ack(held)
-
-    async def _ack(self, held: _Held) -> bool:
-        key = held.carried.stored.ordering_key
-        queue = self._held.keys.get(key) if self.subscription.ordered and key else None
         try:
-            await held.incoming.ack()
+            if gone:
+                await self._settling.bury(self.subscription, failed, reason)
+            else:
+                await self._settling.defer(self.subscription, failed, now + pause)
+        except PlexusError:
+            held.not_before = now + _RETRY_S
+            self._return(holding, held)
+            raise
+        while True:
+            try:
+                await self._finish(holding, [held])
+            except PlexusError as error:
+                log.warning("message_stuck", subscription=self.subscription.name, reason=error.reason)
+                await asyncio.sleep(_RETRY_S)
+                if holding is self._held:
+                    continue
+            return
+
+    def _return(self, holding: Holding, held: Held) -> None:
+        holding.make_ready(held, time.time())
+        self._plan(held.not_before)
+        self._wake()
+
+    async def _finish(self, holding: Holding, entries: Sequence[Held]) -> bool:
+        """Be done with messages; whether the broker has been told.
+
+        Raises:
+            PlexusError: The state cannot be reached.
+        """
+        acks = self._acks if holding is self._held else None
+        once = [held.as_arrived() for held in entries if held.carried.once]
+        if once:
+            await self._settling.finish(self.subscription, once)
+        told = await self._tell(holding, entries, acks)
+        now = time.time()
+        freed = [held for held in entries if holding.release(held, now)]
+        if freed:
+            self._plan(now)
+            self._wake()
+        return told
+
+    async def _tell(self, holding: Holding, entries: Sequence[Held], acks: Acks | None = None) -> bool:
+        """Acknowledge messages to the broker; false if their channel is gone and it delivers them again."""
+        acks = acks or (self._acks if holding is self._held else None)
+        if not entries:
+            return True
+        if acks is None:
+            return False
+        try:
+            await acks.send([held.incoming.delivery_tag or 0 for held in entries])
         except BROKEN:
-            return False  # the broker will deliver it again
+            return False
         except asyncio.CancelledError:
             if interrupted():
                 return False
             raise
-        if queue and queue[0] is held:
-            queue.popleft()
-            if queue:
-                self._make_ready(queue[0])
-            else:
-                del self._held.keys[key]
         return True
 
     # What is counted.
 
     def counts(self) -> tuple[int, int, int]:
         """Ready, leased, waiting for their time."""
-        held = self._held
-        behind = sum(len(queue) - 1 for queue in held.keys.values())
-        return len(held.ready) + behind, len(held.leases), len(held.waiting)
+        return self._held.counts()
 
     async def clear(self) -> None:
         """Be done with everything that is held."""
-        held = self._held
-        entries = [entry for _, _, entry in (*held.ready, *held.waiting)]
-        entries += [entry for entry, _ in held.leases.values()]
-        entries += [entry for queue in held.keys.values() for entry in itertools.islice(queue, 1, None)]
-        for collection in (held.ready, held.waiting, held.leases, held.keys, held.awaited):
-            collection.clear()
-        for entry in entries:
-            await self._ack(entry)
+        holding = self._held
+        await self._tell(holding, holding.clear())

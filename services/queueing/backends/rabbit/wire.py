@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 HEADER = "plexus"
 MARKER = "plexus-marker"
+AGAIN = "plexus-again"
+"""Header of a message that RabbitMQ may have already: an earlier publish of it was not confirmed."""
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class Carried:
         history: Pairs of time and reason.
         expires: When it has waited too long, seconds since 1970; 0 is never.
         copy: Tells deliveries that are meant apart from those that a retry made.
+        once: It was published with a deduplication id: doubles are not handed out.
     """
 
     stored: Stored
@@ -40,6 +43,7 @@ class Carried:
     history: list[tuple[float, str]] = field(default_factory=list)
     expires: float = 0.0
     copy: str = ""
+    once: bool = False
 
 
 def fresh(topic: str, message: Message, message_id: str, now: float) -> Carried:
@@ -55,12 +59,12 @@ def fresh(topic: str, message: Message, message_id: str, now: float) -> Carried:
         correlation_id=message.correlation_id,
     )
     expires = now + message.delay_s + message.ttl_s if message.ttl_s else 0.0
-    return Carried(stored, message.retry, expires=expires)
+    return Carried(stored, message.retry, expires=expires, once=bool(message.dedup_id))
 
 
 def again(carried: Carried) -> Carried:
     """A further delivery of a message, from the beginning."""
-    return Carried(carried.stored, carried.retry, copy=uuid.uuid4().hex)
+    return Carried(carried.stored, carried.retry, copy=uuid.uuid4().hex, once=carried.once)
 
 
 def head(carried: Carried) -> str:
@@ -78,15 +82,19 @@ def head(carried: Carried) -> str:
         "history": carried.history,
         "expires": carried.expires,
         "copy": carried.copy,
+        "once": carried.once,
     }
     return json.dumps({key: value for key, value in said.items() if value})
 
 
-def encode(carried: Carried) -> aio_pika.Message:
-    """What is published."""
+def encode(carried: Carried, *, repeated: bool = False) -> aio_pika.Message:
+    """What is published; `repeated` says that RabbitMQ may have it already."""
+    said: dict[str, str | int] = {HEADER: head(carried)}
+    if repeated:
+        said[AGAIN] = 1
     return aio_pika.Message(
         carried.stored.data,
-        headers={HEADER: head(carried)},
+        headers=dict(said),
         message_id=carried.stored.message_id,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
@@ -122,4 +130,5 @@ def from_head(text: str, message_id: str, data: bytes, *, topic: str = "") -> Ca
         history=[(when, why) for when, why in said.get("history", [])],
         expires=said.get("expires", 0.0),
         copy=said.get("copy", ""),
+        once=said.get("once", False),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from sqlalchemy import delete, func, insert, select, text
 
 from services.queueing.backends.rabbit.state import Deferral
 from services.queueing.backends.rabbit.store.catalogue import subscribers
-from services.queueing.backends.rabbit.store.tables import DEAD_LETTERS, DEFERRED
+from services.queueing.backends.rabbit.store.tables import DEFERRED
 from services.queueing.backends.rabbit.wire import Carried, again, from_head, head
 
 if TYPE_CHECKING:
@@ -102,19 +101,6 @@ class Deferred:
         """Forget what is kept for a subscription."""
         await connection.execute(delete(DEFERRED).where(DEFERRED.c.subscription == subscription))
 
-    async def settled(self, subscription: str, carried: Carried) -> bool:
-        """Whether a message that the broker delivers again is here, or dead: its acknowledgement was lost."""
-        async with self._database.reading() as connection:
-            for table in (DEFERRED, DEAD_LETTERS):
-                same = select(table.c.id).where(
-                    table.c.subscription == subscription,
-                    table.c.message_id == carried.stored.message_id,
-                    table.c["copy"] == carried.copy,
-                )
-                if (await connection.execute(same.limit(1))).first():
-                    return True
-        return False
-
 
 async def _forget(connection: AsyncConnection, numbers: Sequence[int]) -> None:
     await connection.execute(delete(DEFERRED).where(DEFERRED.c.id.in_(numbers)))
@@ -140,5 +126,5 @@ def _deferral(row: Any) -> Deferral:
 
 
 def copies(carried: Carried, names: Sequence[str], due: float) -> list[Deferral]:
-    """A message for each of its subscriptions, each a delivery of its own."""
-    return [Deferral(name, replace(carried, copy=uuid.uuid4().hex), due) for name in names]
+    """A message for each of its subscriptions; when it is kept twice, both are the same delivery."""
+    return [Deferral(name, replace(carried, copy="delayed"), due) for name in names]

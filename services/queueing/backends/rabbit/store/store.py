@@ -10,6 +10,7 @@ from services.queueing.backends.rabbit.store.catalogue import Catalogue, attache
 from services.queueing.backends.rabbit.store.dead_letters import DeadLetters
 from services.queueing.backends.rabbit.store.dedup import Dedup, key_of
 from services.queueing.backends.rabbit.store.deferred import Deferred
+from services.queueing.backends.rabbit.store.finished import Finished, finished_key
 from services.queueing.backends.rabbit.store.gathered import Gathered
 from services.queueing.backends.rabbit.store.tables import SCHEMA
 from services.queueing.domain import Where
@@ -46,7 +47,9 @@ class SqlState:
         self._dedup = Dedup(database, window_s=dedup_window_s, hold_s=hold_s)
         self._reserving = Gathered(self._dedup.reserve, waiting=max_waiting)
         self._confirming = Gathered(self._dedup.confirm, waiting=max_waiting)
+        self._finished = Finished(database, window_s=dedup_window_s)
         self._deferring = Gathered(self._deferred.write, waiting=max_waiting)
+        self._finishing = Gathered(self._finished.write, waiting=max_waiting)
         self._stack = AsyncExitStack()
         self._news = asyncio.Event()
 
@@ -55,7 +58,7 @@ class SqlState:
         await self._database.migrate(SCHEMA)
         if not self._database.shared:
             await self._dedup.recover()
-        for gathered in (self._reserving, self._confirming, self._deferring):
+        for gathered in (self._reserving, self._confirming, self._deferring, self._finishing):
             await self._stack.enter_async_context(gathered)
         return self
 
@@ -147,6 +150,11 @@ class SqlState:
     async def tidy(self) -> None:
         """See State."""
         await self._dedup.forget_old()
+        await self._finished.forget_old()
+
+    async def finish(self, subscription: str, arrived: Sequence[Carried]) -> None:
+        """See State."""
+        await self._finishing.submit([finished_key(subscription, carried) for carried in arrived])
 
     # Deferred messages.
 
@@ -180,9 +188,9 @@ class SqlState:
         async with self._database.transaction() as connection:
             await self._deferred.drop(connection, subscription)
 
-    async def settled(self, subscription: str, carried: Carried) -> bool:
+    async def settled(self, subscription: str, arrived: Sequence[Carried]) -> list[bool]:
         """See State."""
-        return await self._deferred.settled(subscription, carried)
+        return await self._finished.settled(subscription, arrived)
 
     # Dead letters.
 

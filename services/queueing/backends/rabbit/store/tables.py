@@ -64,6 +64,13 @@ DEDUP = Table(
     Column("seen", Double, nullable=False, index=True),
 )
 
+FINISHED = Table(
+    "queues_finished",
+    METADATA,
+    Column("key", Text, primary_key=True),
+    Column("seen", Double, nullable=False, index=True),
+)
+
 DEFERRED = Table(
     "queues_deferred",
     METADATA,
@@ -160,4 +167,12 @@ def _first(operations: Operations) -> None:
     )
 
 
-SCHEMA = Schema("queues", METADATA, (_first,))
+def _finished(operations: Operations) -> None:
+    operations.create_table(
+        "queues_finished",
+        Column("key", Text, primary_key=True),
+        Column("seen", Double, nullable=False, index=True),
+    )
+
+
+SCHEMA = Schema("queues", METADATA, (_first, _finished))
