@@ -104,6 +104,7 @@ def check(expression: str, time_zone: str) -> None:
     zone_of(time_zone)
 
 
+@lru_cache(maxsize=4096)  # many schedules share an expression, and each asks twice
 def next_time(expression: str, time_zone: str, after: datetime) -> datetime | None:
     """The first time of an expression after an instant, in UTC; None if there is none in 50 years.
 

@@ -106,6 +106,7 @@ def superseded(schedule: Schedule, run: Run, now: datetime) -> bool:
         case MissedRuns.SKIP:
             return True
         case MissedRuns.ONCE:
-            return schedule.next_fire is not None and not schedule.paused and schedule.next_fire <= now
+            newer = schedule.runs > run.number  # written down already
+            return newer or (schedule.next_fire is not None and schedule.next_fire <= now)
         case MissedRuns.ALL:
             return False

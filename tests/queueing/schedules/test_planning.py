@@ -133,6 +133,9 @@ def test_what_an_outage_held_up_is_missed_when_a_newer_one_stands_for_it() -> No
         (run,) = step.runs
         assert not superseded(step.schedule, run, START + 90 * SECOND)
         assert superseded(step.schedule, run, START + 10 * MINUTE) is missed
+    first = plan(schedule(), START + MINUTE)
+    newer = plan(first.schedule, START + HOUR).schedule
+    assert superseded(newer, first.runs[0], START + HOUR)  # though nothing else is due
     alone = plan(schedule(Timing(At(START + SECOND))), START + SECOND)
     assert not superseded(alone.schedule, alone.runs[0], START + HOUR)
 
