@@ -15,6 +15,7 @@ from services.cli import queue_manage
 from services.cli.mesh_commands import mesh_app
 from services.cli.queue_commands import queue_app
 from services.cli.saga_commands import saga_app
+from services.cli.schedule_commands import schedule_app
 from services.runtime.errors import PlexusError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.add_typer(mesh_app, name="mesh")
 app.add_typer(queue_app, name="queue")
 app.command()(queue_manage.worker)
 app.add_typer(saga_app, name="saga")
+app.add_typer(schedule_app, name="schedule")
 
 StateOption = Annotated[
     Path | None,

@@ -136,9 +136,7 @@ def create(
         "maxMissedRuns": max_missed,
         "paused": paused,
     }
-    made = _ask(
-        state, url, token, consumer, lambda schedules: schedules.create(wanted, missed, request_id)
-    )
+    made = _ask(state, url, token, consumer, lambda schedules: schedules.create(wanted, missed, request_id))
     _show(made, as_json=as_json)
 
 

@@ -101,7 +101,7 @@ def rest_paths() -> list[tuple[re.Pattern[str], set[str]]]:
         )
         last = path.rfind("{")
         pattern = ""
-        for position, part in enumerate(re.split(r"(\{\w+\})", path)):
+        for position, part in enumerate(re.split(r"(\{[\w.]+\})", path)):
             if position % 2 == 0:
                 pattern += re.escape(part)
             else:

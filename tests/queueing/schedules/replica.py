@@ -2,8 +2,8 @@
 
     python replica.py STATE_URL BROKER PHASE
 
-BROKER is a file of the SQLite broker, or a RabbitMQ's URL and such a file, joined by `+`. PHASE is one of
-PHASES, or `never`. It prints `up` when it begins.
+BROKER is a file of the SQLite broker, or the URL of a RabbitMQ. PHASE is one of PHASES, or `never`. It prints
+`up` when it begins.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ DEDUP_WINDOW_S = 8.0
 POLL_S = 0.5
 
 
-def broker_of(text: str) -> RabbitBroker | SqliteBroker:
+def broker_of(text: str, database: Database) -> RabbitBroker | SqliteBroker:
     """The broker of an argument."""
-    url, _, file = text.rpartition("+")
-    return RabbitBroker(url, Path(file)) if url else SqliteBroker(Path(file))
+    return RabbitBroker(text, database) if text.startswith("amqp:") else SqliteBroker(Path(text))
 
 
 def runner_of(broker: Any, database: Database) -> Runner:
@@ -96,7 +95,7 @@ def _die_at_commits(database: Database, phase: str) -> None:
 async def main() -> None:
     """Fire schedules until killed."""
     state_url, broker_text, phase = sys.argv[1:]
-    async with Database(state_url) as database, broker_of(broker_text) as broker:
+    async with Database(state_url) as database, broker_of(broker_text, database) as broker:
         _die_at_commits(database, phase)
         runner = runner_of(broker if phase == "never" else _Dying(broker, phase), database)
         print("up", flush=True)  # noqa: T201 - a program's answer

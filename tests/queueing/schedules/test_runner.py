@@ -112,9 +112,9 @@ def schedule(name: str, now: datetime, timing: Timing | None = None, **settings:
     return made.from_now(now)
 
 
-async def pulled(broker: Broker, count: int) -> list[Delivery]:
-    """So many messages, in order of publishing."""
-    found: list[Delivery] = []
+async def pulled(broker: Broker, count: int, found: list[Delivery] | None = None) -> list[Delivery]:
+    """Messages in order of publishing, so many of them, those found before included."""
+    found = [] if found is None else found
     async with asyncio.timeout(WITHIN_S):
         while len(found) < count:
             found += await broker.pull("work", max_messages=1000, max_bytes=10**8, wait_s=5)
@@ -311,7 +311,7 @@ async def test_a_replica_killed_at_any_moment_leaves_each_firing_stored_once(
     state_url: str, tmp_path: Path, phase: str
 ) -> None:
     file = str(tmp_path / "queue.sqlite")
-    async with Database(state_url) as database, broker_of(file) as broker:
+    async with Database(state_url) as database, broker_of(file, database) as broker:
         store = ScheduleStore(database)
         await store.migrate()
         await prepare(broker)
@@ -336,22 +336,22 @@ async def test_a_replica_killed_at_any_moment_leaves_each_firing_stored_once(
 async def replicas_share(state_url: str, spec: str) -> None:
     """Three replicas, one killed after the other while they fire; the last one finishes."""
     names, times = 25, 5
-    async with Database(state_url) as database, broker_of(spec) as broker:
+    async with Database(state_url) as database, broker_of(spec, database) as broker:
         store = ScheduleStore(database)
         await store.migrate()
         await prepare(broker)
-        start = datetime.now(UTC)
-        for number in range(names):
-            settings = {"max_firings": times, "missed_runs": MissedRuns.ALL, "max_missed_runs": 1000}
-            timing = Timing(Every(SECOND, start))
-            await store.create(schedule(f"s{number}", start, timing, **settings), most=99)
         async with replica(state_url, spec) as first, replica(state_url, spec) as second:
+            start = datetime.now(UTC)
+            for number in range(names):
+                settings = {"max_firings": times, "missed_runs": MissedRuns.ALL, "max_missed_runs": 1000}
+                timing = Timing(Every(SECOND, start))
+                await store.create(schedule(f"s{number}", start, timing, **settings), most=99)
             found = await pulled(broker, names)
             first.kill()
-            found += await pulled(broker, names)
+            await pulled(broker, 2 * names, found)
             second.kill()
             async with runner_of(broker, database).running():
-                found += await pulled(broker, names * times - len(found))
+                await pulled(broker, names * times, found)
 
                 async def done() -> bool:
                     return [await published(store, f"s{n}") for n in range(names)] == [times] * names
@@ -369,8 +369,7 @@ async def test_replicas_that_die_lose_nothing_and_repeat_nothing(state_url: str,
 
 
 async def test_replicas_that_die_lose_nothing_and_repeat_nothing_on_rabbitmq(
-    postgres: PostgresServer, rabbitmq: RabbitServer, rabbitmq_vhost: str, tmp_path: Path
+    postgres: PostgresServer, rabbitmq: RabbitServer, rabbitmq_vhost: str
 ) -> None:
     with postgres.database() as url:
-        spec = f"{rabbitmq.url(rabbitmq_vhost)}+{tmp_path / 'rabbit.sqlite'}"
-        await replicas_share(url, spec)
+        await replicas_share(url, rabbitmq.url(rabbitmq_vhost))
