@@ -40,8 +40,12 @@ def plan(schedule: Schedule, now: datetime) -> Plan:
         return Plan(schedule, [])
     chosen = _chosen(schedule, due, now)
     limit = schedule.definition.max_firings
-    if limit:
-        chosen = chosen[-max(0, limit - schedule.firings) :] if limit > schedule.firings else []
+    left = limit - schedule.firings if limit else len(chosen) + 1
+    if left <= 0:
+        return Plan(replace(schedule, next_due=None), [])
+    if len(chosen) >= left:
+        chosen = chosen[:left]
+        due = [each for each in due if each <= chosen[-1]]  # nothing is missed after its end
     now_published, rest = chosen[:AT_A_TIME], chosen[AT_A_TIME:]
     kept = set(chosen)
     missed = [each for each in due if each not in kept]

@@ -88,11 +88,20 @@ def test_many_that_are_made_up_come_in_several_goes_and_are_counted_once() -> No
 
 
 def test_it_is_done_after_its_last_firing() -> None:
-    for policy in MissedRuns:
+    for policy, minute in ((MissedRuns.SKIP, 59), (MissedRuns.ONCE, 60), (MissedRuns.ALL, 1)):
         step = plan(schedule(missed_runs=policy, max_firings=1), START + HOUR)
-        assert published(step) == [START + HOUR]
+        assert published(step) == [START + minute * MINUTE]
+        assert step.schedule.missed == minute - 1
         assert (step.schedule.next_due, step.schedule.state) == (None, State.COMPLETED)
         assert step.schedule.from_now(START + HOUR).next_due is None
+    several = plan(schedule(Timing(Every(SECOND, START)), max_firings=3), START + 20 * SECOND)
+    assert published(several) == [START + n * SECOND for n in (1, 2, 3)]
+    assert (several.schedule.missed, several.schedule.state) == (0, State.COMPLETED)
+    many = schedule(missed_runs=MissedRuns.ALL, max_missed_runs=1000, max_firings=AT_A_TIME + 5)
+    first = plan(many, START + 1000 * MINUTE)
+    assert (len(published(first)), first.schedule.state) == (AT_A_TIME, State.ACTIVE)
+    second = plan(first.schedule, START + 1000 * MINUTE)
+    assert (len(published(second)), second.schedule.state) == (5, State.COMPLETED)
     once = plan(schedule(Timing(At(START + SECOND))), START + SECOND)
     assert (published(once), once.schedule.state) == ([START + SECOND], State.COMPLETED)
 
