@@ -332,6 +332,10 @@ class SagaStore(Protocol):
         """Get a saga."""
         ...
 
+    async def work(self, saga_id: str) -> tuple[Saga, Definition]:
+        """Get a saga with what it runs."""
+        ...
+
     async def list_sagas(
         self, which: Which, *, limit: int, before: tuple[float, str] | None = None
     ) -> list[Saga]:
@@ -343,6 +347,14 @@ class SagaStore(Protocol):
 
         Raises:
             FailedPreconditionError: As `machine.apply`.
+        """
+        ...
+
+    async def drive(self, saga_id: str, owner: str, event: Event) -> tuple[Transition, bool]:
+        """Apply an event, and give the saga back unless something is to be done at once.
+
+        Returns:
+            The transition, and whether one has the saga still.
         """
         ...
 
@@ -358,12 +370,8 @@ class SagaStore(Protocol):
         """Have these for longer, as far as one still has them."""
         ...
 
-    async def release(self, saga_id: str, owner: str, *, retry_s: float = 0.0) -> bool:
-        """Give a saga back, and let nobody take it for `retry_s` seconds.
-
-        Returns:
-            Whether it was given back: without a pause, a saga that is due is kept.
-        """
+    async def release(self, saga_id: str, owner: str, *, retry_s: float) -> None:
+        """Give a saga back, if one still has it, and let nobody take it for `retry_s` seconds."""
         ...
 
     async def next_due_s(self, *, most: float) -> float:

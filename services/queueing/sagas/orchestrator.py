@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from services.queueing.domain import Delivery
+    from services.queueing.sagas.definitions import Definition
     from services.queueing.sagas.domain import Record, Saga, SagaStore
-    from services.queueing.sagas.machine import Event
+    from services.queueing.sagas.machine import Event, Transition
     from services.queueing.sagas.methods import Methods
     from services.queueing.sagas.requests import Channel
     from services.queueing.sagas.watching import Changes
@@ -60,6 +61,24 @@ class Pace:
     retention_s: float = 7 * 24 * 3600.0
 
 
+class _Part:
+    """Says once that something waits for a dependency, and once that it goes on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._waits = False
+
+    def waits(self, error: PlexusError) -> None:
+        if not self._waits:
+            log.warning("sagas_wait", part=self._name, reason=error.reason, **error.metadata)
+        self._waits = True
+
+    def works(self) -> None:
+        if self._waits:
+            log.info("sagas_go_on", part=self._name)
+        self._waits = False
+
+
 class Orchestrator:
     """One replica's part in driving the sagas of a store."""
 
@@ -75,6 +94,7 @@ class Orchestrator:
         self._turns: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._opened = False
+        self._turning, self._sending, self._hearing = _Part("turns"), _Part("requests"), _Part("replies")
 
     def wake(self) -> None:
         """Look at once whether something is due."""
@@ -87,13 +107,16 @@ class Orchestrator:
             PlexusError: As the store's `change`.
         """
         made = await self._store.change(saga_id, event)
-        if made.records:
-            for record in made.records:
-                _observe(made.saga, record)
-            self._changes.tell(saga_id)
+        self._tell(made)
         if made.saga.due == 0.0:
             self.wake()
         return made.saga
+
+    def _tell(self, made: Transition) -> None:
+        for record in made.records:
+            _observe(made.saga, record)
+        if made.records:
+            self._changes.tell(made.saga.id)
 
     async def run(self) -> None:
         """Drive until cancelled; then what is under way is left to others at once."""
@@ -108,20 +131,16 @@ class Orchestrator:
                 group.create_task(self._for_ever(loop), name=f"sagas-{loop.__name__.strip('_')}")
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Repeat work; while a dependency is away try again, and say so once."""
-        away = False
+        """Repeat work; while a dependency is away try again."""
+        part = _Part(work.__name__.strip("_"))
         try:
             while True:
                 try:
                     await work()
-                    if away:
-                        log.info("sagas_go_on", part=work.__name__.strip("_"))
-                    away = False
+                    part.works()
                 except PlexusError as error:
-                    if not away:
-                        log.warning("sagas_wait", part=work.__name__.strip("_"), reason=error.reason)
-                    away = True
-                    await asyncio.sleep(_RETRY_S * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load only
+                    part.waits(error)
+                    await asyncio.sleep(_soon())
         finally:
             if work == self._drive:
                 await self._stop_turns()
@@ -150,12 +169,16 @@ class Orchestrator:
 
     async def _turn(self, saga_id: str) -> None:
         """Do what a saga asks for until it waits; on failure its lease runs out, and somebody tries again."""
-        retry_s = 0.0
         try:
-            while not retry_s and not await self._store.release(saga_id, self._owner):
-                retry_s = await self._do(await self._store.get(saga_id))
-            if retry_s:
-                await self._store.release(saga_id, self._owner, retry_s=retry_s)
+            held = True
+            while held:
+                event = await self._do(*await self._store.work(saga_id))
+                if event is None:
+                    await self._store.release(saga_id, self._owner, retry_s=_soon())
+                    return
+                made, held = await self._store.drive(saga_id, self._owner, event)
+                self._tell(made)
+            self._turning.works()
         except asyncio.CancelledError:
             with suppress(PlexusError):
                 await self._store.release(saga_id, self._owner, retry_s=_GIVEN_BACK_S)
@@ -163,32 +186,28 @@ class Orchestrator:
         except NotFoundError:
             pass
         except PlexusError as error:
-            log.warning("saga_waits", saga=saga_id, reason=error.reason)
+            self._turning.waits(error)
         except Exception:  # one saga must not stop the others; its lease runs out before it is tried again
             log.exception("saga_turn_failed", saga=saga_id)
         finally:
             del self._turns[saga_id]
             self.wake()
 
-    async def _do(self, saga: Saga) -> float:
-        """Do one thing; seconds to wait if it cannot be done now."""
+    async def _do(self, saga: Saga, definition: Definition) -> Event | None:
+        """Do what is due, and tell what came of it; None if it cannot be done now."""
         attempt = saga.attempt
         if attempt is None or attempt.deadline:
-            await self.change(saga.id, Tick())
-            return 0.0
-        definition = await self._store.get_definition(saga.definition, saga.version)
+            return Tick()
         action = saga.action_of(definition)
-        event: Event | None
         if action.method:
-            event = await self._methods.call(saga, action)
-        else:
-            try:
-                event = await self._channel.send(saga, attempt, action)
-            except PlexusError as error:
-                log.warning("saga_request_waits", saga=saga.id, reason=error.reason)
-                return _RETRY_S * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load only
-        await self.change(saga.id, event or Sent(attempt.call_id))
-        return 0.0
+            return await self._methods.call(saga, action)
+        try:
+            refused = await self._channel.send(saga, attempt, action)
+        except PlexusError as error:
+            self._sending.waits(error)
+            return None
+        self._sending.works()
+        return refused or Sent(attempt.call_id)
 
     async def _stop_turns(self) -> None:
         turns = list(self._turns.values())
@@ -211,7 +230,8 @@ class Orchestrator:
         if done := [delivery for delivery, taken in pairs if taken]:
             await self._channel.done(done)
         if later := [delivery for delivery, taken in pairs if not taken]:
-            await self._channel.return_later(later)
+            await self._channel.give_back(later)
+            await asyncio.sleep(_soon())
 
     async def _take(self, delivery: Delivery) -> bool:
         """Write an answer into its saga; False if that cannot be done now."""
@@ -224,8 +244,9 @@ class Orchestrator:
         except NotFoundError:
             log.warning("saga_reply_for_nobody", saga=saga_id)
         except PlexusError as error:
-            log.warning("saga_reply_waits", saga=saga_id, reason=error.reason)
+            self._hearing.waits(error)
             return False
+        self._hearing.works()
         return True
 
     # Housekeeping.
@@ -239,6 +260,11 @@ class Orchestrator:
         while await self._store.purge(ended_before=before, limit=_PURGED) == _PURGED:
             pass
         await asyncio.sleep(_HOUSE_S)
+
+
+def _soon() -> float:
+    """Seconds until something is tried again."""
+    return _RETRY_S * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load only
 
 
 def _observe(saga: Saga, record: Record) -> None:

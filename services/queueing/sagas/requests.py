@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from services.queueing.domain import Message, Refusal
+from services.queueing.domain import Message
 from services.queueing.replies import Kind, Request, reply_of
 from services.queueing.resources import Backoff, RetryPolicy, Subscription, Topic
 from services.queueing.sagas.codec import json_text
@@ -121,10 +121,9 @@ class Channel:
         """Be done with replies."""
         await self._broker.acknowledge(REPLIES, [delivery.ack_id for delivery in deliveries])
 
-    async def return_later(self, deliveries: Sequence[Delivery]) -> None:
-        """Have replies come again soon."""
-        refusals = [Refusal(each.ack_id, "the saga could not be changed", 1.0) for each in deliveries]
-        await self._broker.nack(REPLIES, refusals)
+    async def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Have replies come again, however often, since it is no fault of theirs."""
+        await self._broker.extend(REPLIES, [(delivery.ack_id, 0.0) for delivery in deliveries])
 
 
 def answer_in(delivery: Delivery) -> tuple[str, Succeeded | Failed] | None:

@@ -7,7 +7,7 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, func, select, tuple_, update
 
 from services.queueing.sagas import catalogue, machine
 from services.queueing.sagas.codec import json_text, record_of, record_text, saga_of, saga_text
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LISTED = (SAGAS.c.document,)
 _WHOLE = (SAGAS.c.document, SAGAS.c.input, SAGAS.c.results)
+_FREE = {"owner": "", "leased_until": 0.0}
 _UNENDED = tuple(state.value for state in State if not state.ended)
 
 
@@ -140,7 +141,13 @@ class DatabaseSagaStore:
     async def get(self, saga_id: str) -> Saga:
         """As SagaStore."""
         async with self._reading() as connection:
-            return await _read(connection, saga_id)
+            return saga_of(await _row(connection, saga_id))
+
+    async def work(self, saga_id: str) -> tuple[Saga, Definition]:
+        """As SagaStore."""
+        async with self._reading() as connection:
+            saga = saga_of(await _row(connection, saga_id))
+            return saga, await catalogue.version(connection, saga.definition, saga.version)
 
     async def list_sagas(
         self, which: Which, *, limit: int, before: tuple[float, str] | None = None
@@ -160,18 +167,33 @@ class DatabaseSagaStore:
     async def change(self, saga_id: str, event: machine.Event) -> machine.Transition:
         """As SagaStore."""
         async with self._writing() as connection:
-            saga = await _read(connection, saga_id, lock=True)
-            definition = await catalogue.version(connection, saga.definition, saga.version)
-            now = await self._database.now(connection)
-            made = machine.apply(definition, saga, event, now)
-            if made.saga is saga:
-                return made
-            changed = _columns(made.saga)
-            if made.saga.results != saga.results:
-                changed["results"] = json_text(made.saga.results)
-            await connection.execute(update(SAGAS).where(SAGAS.c.id == saga_id).values(changed))
-            await _write(connection, saga_id, made.records)
-            return made
+            row = await _row(connection, saga_id, lock=True)
+            return await self._apply(connection, row, event, {})
+
+    async def drive(self, saga_id: str, owner: str, event: machine.Event) -> tuple[machine.Transition, bool]:
+        """As SagaStore."""
+        async with self._writing() as connection:
+            row = await _row(connection, saga_id, lock=True)
+            mine = row.owner == owner
+            made = await self._apply(connection, row, event, _FREE if mine else {})
+            return made, mine and made.saga.due == 0.0
+
+    async def _apply(
+        self, connection: AsyncConnection, row: Any, event: machine.Event, free: dict[str, Any]
+    ) -> machine.Transition:
+        """Change a locked row; `free` is what else is written if nothing is to be done at once."""
+        saga = saga_of(row)
+        definition = await catalogue.version(connection, saga.definition, saga.version)
+        made = machine.apply(definition, saga, event, await self._database.now(connection))
+        changed = {} if made.saga is saga else _columns(made.saga)
+        if made.saga.results != saga.results:
+            changed["results"] = json_text(made.saga.results)
+        if made.saga.due != 0.0:
+            changed |= free
+        if changed:
+            await connection.execute(update(SAGAS).where(SAGAS.c.id == saga.id).values(changed))
+        await _write(connection, saga.id, made.records)
+        return made
 
     async def events(self, saga_id: str, *, limit: int, after: int = 0) -> list[Record]:
         """As SagaStore."""
@@ -184,7 +206,7 @@ class DatabaseSagaStore:
         async with self._reading() as connection:
             found = [record_of(text) for text in (await connection.execute(query)).scalars()]
             if not found:
-                await _read(connection, saga_id)
+                await _row(connection, saga_id)
             return found
 
     # Leases.
@@ -215,19 +237,12 @@ class DatabaseSagaStore:
             until = await self._database.now(connection) + lease_s
             await connection.execute(update(SAGAS).where(mine).values(leased_until=until))
 
-    async def release(self, saga_id: str, owner: str, *, retry_s: float = 0.0) -> bool:
+    async def release(self, saga_id: str, owner: str, *, retry_s: float) -> None:
         """As SagaStore."""
         async with self._writing() as connection:
-            now = await self._database.now(connection)
+            until = await self._database.now(connection) + retry_s
             mine = and_(SAGAS.c.id == saga_id, SAGAS.c.owner == owner)
-            if not retry_s:
-                mine = and_(mine, or_(SAGAS.c.due.is_(None), SAGAS.c.due > now))
-            until = now + retry_s if retry_s else 0.0
-            done = update(SAGAS).where(mine).values(owner="", leased_until=until)
-            if (await connection.execute(done)).rowcount:
-                return True
-            held = select(SAGAS.c.owner).where(SAGAS.c.id == saga_id)
-            return (await connection.execute(held)).scalar_one_or_none() != owner
+            await connection.execute(update(SAGAS).where(mine).values(owner="", leased_until=until))
 
     async def next_due_s(self, *, most: float) -> float:
         """As SagaStore."""
@@ -266,12 +281,12 @@ class DatabaseSagaStore:
             return len(ids)
 
 
-async def _read(connection: AsyncConnection, saga_id: str, *, lock: bool = False) -> Saga:
-    query = select(*_WHOLE).where(SAGAS.c.id == saga_id)
+async def _row(connection: AsyncConnection, saga_id: str, *, lock: bool = False) -> Any:
+    query = select(SAGAS.c.owner, *_WHOLE).where(SAGAS.c.id == saga_id)
     row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:
         raise no_saga(saga_id)
-    return saga_of(row)
+    return row
 
 
 async def _check_room(connection: AsyncConnection, most: int) -> None:

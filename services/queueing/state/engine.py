@@ -61,9 +61,13 @@ def sqlite_engine(url: str, *, wait_s: float, readers: int) -> AsyncEngine:
     async def connect() -> aiosqlite.Connection:
         connection = aiosqlite.connect(file, timeout=wait_s, isolation_level=None)
         connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does with connections of its own making
-        await connection
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            await connection.execute(f"PRAGMA {pragma}")
+        try:
+            await connection
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                await connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.stop()  # without waiting for its thread: whoever wanted it may be cancelled
+            raise
         return connection
 
     engine = create_async_engine(

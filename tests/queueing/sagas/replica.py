@@ -81,6 +81,9 @@ class _Store(DatabaseSagaStore):
     async def change(self, *args: Any) -> Any:
         return await self.clock.around(super().change(*args))
 
+    async def drive(self, *args: Any) -> Any:
+        return await self.clock.around(super().drive(*args))
+
 
 class _Channel(Channel):
     clock: _Clock

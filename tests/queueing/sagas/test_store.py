@@ -235,7 +235,9 @@ async def test_the_sagas_of_a_dead_driver_are_taken_over(store: DatabaseSagaStor
     await asyncio.sleep(await store.next_due_s(most=60) + 0.05)
     assert await store.claim("other", limit=1, lease_s=60) == ["s1"]
     await store.renew("dead", ["s1"], lease_s=60)
-    assert await store.release("s1", "dead")  # it is not his to keep
+    await store.release("s1", "dead", retry_s=0)  # it is not his any more
+    saga, _ = await store.work("s1")
+    assert not (await store.drive("s1", "dead", Sent(call(saga))))[1]
     assert await store.claim("third", limit=1, lease_s=60) == []
 
 
@@ -247,19 +249,26 @@ async def test_a_lease_that_is_renewed_goes_on(store: DatabaseSagaStore) -> None
     assert await store.next_due_s(most=5) == 5
 
 
-async def test_a_saga_that_is_due_is_not_given_back(store: DatabaseSagaStore) -> None:
-    saga = await start(store, "s1")
+async def test_a_saga_is_given_back_when_nothing_is_to_be_done_at_once(store: DatabaseSagaStore) -> None:
+    await start(store, "s1")
     await store.claim("me", limit=1, lease_s=60)
-    assert not await store.release("s1", "me")
-    await store.change("s1", Sent(call(saga)))
-    assert await store.release("s1", "me")
+    saga, definition = await store.work("s1")
+    assert definition == await store.get_definition("order")
+    assert (await store.drive("s1", "me", Tick()))[1]  # still to be sent
+    made, held = await store.drive("s1", "me", Sent(call(saga)))
+    assert not held
     assert await store.claim("me", limit=1, lease_s=60) == []
     assert await store.next_due_s(most=5) == 5
     assert 5 < await store.next_due_s(most=MANY) <= 600
-    saga = (await store.change("s1", Succeeded(call(saga)))).saga
+    await store.change("s1", Succeeded(call(made.saga)))
     assert await store.next_due_s(most=5) == 0
     assert await store.claim("me", limit=1, lease_s=60) == ["s1"]
-    assert await store.release("s1", "me", retry_s=60)
+
+
+async def test_a_saga_that_cannot_be_driven_now_is_left_alone_for_a_while(store: DatabaseSagaStore) -> None:
+    await start(store, "s1")
+    await store.claim("me", limit=1, lease_s=60)
+    await store.release("s1", "me", retry_s=60)
     assert await store.claim("me", limit=1, lease_s=60) == []
     assert await store.next_due_s(most=5) == 5
 
