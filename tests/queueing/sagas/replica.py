@@ -64,13 +64,12 @@ class _Clock:
         self._dies_at = dies_at
         self._steps = itertools.count(1)
 
-    async def around(self, work: Any) -> Any:
-        self._tick()
+    async def then(self, work: Any) -> Any:
         result = await work
-        self._tick()
+        self.tick()
         return result
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
         if next(self._steps) == self._dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -79,27 +78,30 @@ class _Store(DatabaseSagaStore):
     clock: _Clock
 
     async def change(self, *args: Any) -> Any:
-        return await self.clock.around(super().change(*args))
+        self.clock.tick()
+        return await self.clock.then(super().change(*args))
 
     async def drive(self, *args: Any) -> Any:
-        return await self.clock.around(super().drive(*args))
+        return await self.clock.then(super().drive(*args))
 
 
 class _Channel(Channel):
     clock: _Clock
 
     async def send(self, *args: Any) -> Any:
-        return await self.clock.around(super().send(*args))
+        self.clock.tick()
+        return await self.clock.then(super().send(*args))
 
     async def done(self, *args: Any) -> Any:
-        return await self.clock.around(super().done(*args))
+        return await self.clock.then(super().done(*args))
 
 
 class _Methods(Methods):
     clock: _Clock
 
     async def call(self, *args: Any) -> Any:
-        return await self.clock.around(super().call(*args))
+        self.clock.tick()
+        return await self.clock.then(super().call(*args))
 
 
 async def _serve(plan: Plan, told: Connection) -> None:

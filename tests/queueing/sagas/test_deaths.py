@@ -93,7 +93,8 @@ async def killed_at(point: int, plan: Plan) -> bool:
 
 
 async def test_a_saga_survives_the_death_of_its_driver_at_any_point(tmp_path: Path) -> None:
-    """Before and after each change, each request that is sent, each answer that is acknowledged."""
+    """Before and after a request is sent, when that is written, before and after its answer is, and when that
+    is acknowledged: six points for each of three attempts."""
     room = asyncio.Semaphore(AT_ONCE)
 
     async def one(point: int) -> bool:
@@ -101,9 +102,9 @@ async def test_a_saga_survives_the_death_of_its_driver_at_any_point(tmp_path: Pa
         async with room:
             return await killed_at(point, Plan(f"sqlite:///{folder}/state.sqlite", folder))
 
-    died = await asyncio.gather(*(one(point) for point in range(1, 27)))
+    died = await asyncio.gather(*(one(point) for point in range(1, 20)))
     assert died[0]
-    assert sum(died) >= 21, died
+    assert sum(died) >= 16, died
 
 
 NESTED = sagas_pb2.SagaDefinition(
@@ -122,7 +123,7 @@ NESTED = sagas_pb2.SagaDefinition(
 async def test_a_call_that_its_driver_did_not_survive_is_repeated_under_the_same_request_id(
     tmp_path: Path,
 ) -> None:
-    """Killed before and after the call, and before and after its answer is written."""
+    """Killed before the call, after it, and when its answer is written."""
     NESTED.steps[0].action.rpc.request.update({"definition": "order", "input": {"of": "${saga.id}"}})
 
     async def one(point: int) -> None:
@@ -149,4 +150,4 @@ async def test_a_call_that_its_driver_did_not_survive_is_repeated_under_the_same
             (begun,) = (await theirs.ListSagas(sagas_pb2.ListSagasRequest())).sagas
             assert saga.steps[0].result.struct_value["id"] == begun.id
 
-    await asyncio.gather(*(one(point) for point in range(1, 5)))
+    await asyncio.gather(*(one(point) for point in range(1, 4)))
