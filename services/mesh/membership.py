@@ -17,7 +17,6 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 
 from services.mesh.bootstrap import write_bootstrap
-from services.mesh.consul.client import ConsulClient
 from services.mesh.consul.config import ConsulConfig
 from services.mesh.consul.intentions import watch_all_intentions, watch_intentions
 from services.mesh.intention_files import IntentionFiles
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from grpc_health.v1._async import HealthServicer
 
     from plexus.client.channel import Mesh
+    from services.mesh.consul.client import ConsulClient
     from services.mesh.registry.domain import Registry
     from services.mesh.trust.domain import CertificateSource, Identity
 
@@ -63,6 +63,14 @@ def enter_xds(
         identity.cert_path.parent, servers, node_id, zone, "" if number == 1 else str(number)
     )
     os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
+
+
+def _consul(config: ConsulConfig) -> ConsulClient | None:
+    if not config.enabled:
+        return None
+    from services.mesh.consul.client import ConsulClient  # noqa: PLC0415 - 15 MiB of every process, for few
+
+    return ConsulClient(config)
 
 
 class AllIntentions:
@@ -109,8 +117,7 @@ class Membership:
         self._state_dir = state_dir
         self._mesh_config = settings.section("mesh", MeshConfig)
         self._server_config = settings.section("server", ServerConfig)
-        consul_config = settings.section("consul", ConsulConfig)
-        self.consul = ConsulClient(consul_config) if consul_config.enabled else None
+        self.consul = _consul(settings.section("consul", ConsulConfig))
         self.source = self.certificates(service)
         self.authorizer = IntentionAuthorizer(IntentionTable(), destination=service)
         self._identity: Identity | None = None

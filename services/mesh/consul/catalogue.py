@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import structlog
 
-from services.mesh.consul.client import listing, mapping
+from services.mesh.consul.answers import listing, mapping
 from services.mesh.consul.watch import changes
 from services.mesh.registry.domain import Health, Instance, is_service_name
 from services.runtime.errors import DataLossError, InvalidArgumentError
@@ -16,7 +16,8 @@ from services.runtime.errors import DataLossError, InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from services.mesh.consul.client import Answer, ConsulClient
+    from services.mesh.consul.answers import Answer
+    from services.mesh.consul.client import ConsulClient
 
 log = structlog.get_logger(__name__)
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from consul import base  # type: ignore[attr-defined]  # mypy sees the folder consul/ of this project
+from services.mesh.consul.answers import NOT_FOUND, Answer, index_of
 from services.runtime.errors import (
     DataLossError,
     FailedPreconditionError,
@@ -29,7 +29,7 @@ from services.runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from services.mesh.consul.config import ConsulConfig
@@ -42,46 +42,7 @@ CONNECT_S = 2.0
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """Largest answer that is read; ten thousand instances take about a tenth of it."""
 _TEXT_BYTES = 200  # of an error's body that are told
-_MAX_INDEX = 2**63 - 1
-_OK, _NOT_FOUND = 200, 404
-
-
-def index_of(text: str | None) -> int:
-    """The index in a header; 0, which starts a watch anew, for anything that is not a usable one."""
-    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 20:  # noqa: PLR2004 - digits of 2^64
-        return 0
-    index = int(text)
-    return index if index <= _MAX_INDEX else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What Consul answered.
-
-    Attributes:
-        status: 200, or 404 where that is an answer.
-        body: As sent.
-        index: Of the data, 0 if there is none that could be used.
-        filtered: Whether Consul says that it left out what the token may not see.
-    """
-
-    status: int
-    body: bytes
-    index: int
-    filtered: bool
-
-    def json(self) -> Any:
-        """The body; None if nothing was found.
-
-        Raises:
-            DataLossError: It is not JSON.
-        """
-        if self.status == _NOT_FOUND:
-            return None
-        try:
-            return json.loads(self.body)
-        except ValueError as error:
-            raise DataLossError("Consul's answer is not JSON", reason="CONSUL_ANSWER_INVALID") from error
+_OK = 200
 
 
 class ConsulClient:
@@ -122,6 +83,10 @@ class ConsulClient:
             await self._session.close()
             self._session = None
 
+    def another(self) -> ConsulClient:
+        """A session of its own with the same agent, as another event loop needs it."""
+        return ConsulClient(self.config)
+
     async def request(
         self,
         method: str,
@@ -159,7 +124,7 @@ class ConsulClient:
                 method, self.config.address + path, params=query, data=data, timeout=timeout
             ) as response:
                 body = await _bounded(response)
-                if response.status not in {_OK, _NOT_FOUND}:
+                if response.status not in {_OK, NOT_FOUND}:
                     raise _error(response.status, body)
                 return Answer(
                     status=response.status,
@@ -180,7 +145,7 @@ class ConsulClient:
             PlexusError: As `request`.
         """
         answer = await self.request("GET", path, params)
-        if answer.status == _NOT_FOUND:
+        if answer.status == NOT_FOUND:
             raise NotFoundError(_text(answer.body) or "Consul knows no such thing")
         return answer.json()
 
@@ -193,7 +158,7 @@ class ConsulClient:
         """
         data = None if content is None else json.dumps(content)
         answer = await self.request("PUT", path, params, data=data)
-        if answer.status == _NOT_FOUND:
+        if answer.status == NOT_FOUND:
             raise NotFoundError(_text(answer.body) or "Consul knows no such thing")
         return answer.json() if answer.body.strip() else None
 
@@ -309,27 +274,3 @@ class _Api(base.Consul):  # type: ignore[misc]  # untyped
 
     def http_connect(self, *_: Any, **__: Any) -> _Transport:
         return _Transport(self._client)
-
-
-def mapping(value: Any, what: str) -> Mapping[str, Any]:
-    """A JSON object.
-
-    Raises:
-        DataLossError: It is none.
-    """
-    if not isinstance(value, dict):
-        raise DataLossError(f"Consul's {what} is not an object", reason="CONSUL_ANSWER_INVALID")
-    return value
-
-
-def listing(value: Any, what: str) -> list[Any]:
-    """A JSON array; none for null.
-
-    Raises:
-        DataLossError: It is neither.
-    """
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise DataLossError(f"Consul's {what} is not a list", reason="CONSUL_ANSWER_INVALID")
-    return value

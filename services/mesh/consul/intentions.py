@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from services.mesh.consul.client import listing, mapping
+from services.mesh.consul.answers import listing, mapping
 from services.mesh.consul.watch import changes
 from services.mesh.intentions import UNJUDGED, WILDCARD, IntentionTable, ServiceIntentions
 from services.runtime.errors import DataLossError, InvalidArgumentError
@@ -15,7 +15,8 @@ from services.runtime.errors import DataLossError, InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from services.mesh.consul.client import Answer, ConsulClient
+    from services.mesh.consul.answers import Answer
+    from services.mesh.consul.client import ConsulClient
 
 KIND = "service-intentions"
 _MATCH = "/v1/connect/intentions/match"

@@ -7,14 +7,15 @@ import binascii
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from services.mesh.consul.client import listing, mapping
+from services.mesh.consul.answers import listing, mapping
 from services.mesh.consul.watch import changes
 from services.runtime.errors import DataLossError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
-    from services.mesh.consul.client import Answer, ConsulClient
+    from services.mesh.consul.answers import Answer
+    from services.mesh.consul.client import ConsulClient
 
 MAX_VALUE_BYTES = 512 * 1024
 """Consul's bound on a value."""

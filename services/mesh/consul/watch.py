@@ -28,7 +28,8 @@ from services.runtime.errors import PlexusError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from services.mesh.consul.client import Answer, ConsulClient
+    from services.mesh.consul.answers import Answer
+    from services.mesh.consul.client import ConsulClient
 
 log = structlog.get_logger(__name__)
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from plexus.connectca.v1 import connectca_pb2
-from services.mesh.consul.client import Answer, ConsulClient, listing, mapping
+from services.mesh.consul.answers import Answer, listing, mapping
 from services.mesh.consul.watch import changes
 from services.mesh.trust.domain import Identity, spiffe_id
 from services.mesh.trust.files import CA, CERT, KEY, locked, private_pem, write_identity
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from services.mesh.consul.client import ConsulClient
     from services.mesh.consul.config import ConsulConfig
 
 log = structlog.get_logger(__name__)
@@ -152,7 +153,7 @@ class ConnectCertificateSource:
         """See CertificateSource; over a session of its own, since sessions belong to a loop."""
 
         async def obtain() -> Identity:
-            async with ConsulClient(self._client.config) as client:
+            async with self._client.another() as client:
                 return await ConnectCertificateSource(
                     self._state_dir, self._service, client, self._address
                 ).obtain()

@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 from structlog.testing import capture_logs
 
-from services.mesh.consul.client import Answer
+from services.mesh.consul.answers import Answer
 from services.mesh.consul.intentions import table_of, watch_all_intentions, watch_intentions
 from services.mesh.consul.kv import KeyValues
 from services.mesh.consul.seed import SEEDED, seed

@@ -13,8 +13,9 @@ from aiohttp import web
 
 from services.mesh.consul import client as client_module
 from services.mesh.consul import watch
+from services.mesh.consul.answers import index_of
 from services.mesh.consul.catalogue import watch_service
-from services.mesh.consul.client import ConsulClient, index_of
+from services.mesh.consul.client import ConsulClient
 from services.mesh.consul.kv import KeyValues
 from services.runtime.errors import (
     DataLossError,
@@ -27,7 +28,7 @@ from tests.mesh.consul.stub import Stub, answer, blocking
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from services.mesh.consul.client import Answer
+    from services.mesh.consul.answers import Answer
 
 PATH = "/v1/kv/x"
 
