@@ -7,6 +7,7 @@ Timeouts, retries and limits at the edge are those of kong.yml.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,7 @@ async def _stream(
         type_url=ROUTE,
         resource_names=[route_name(service) for service in services],
     )
-    await call.write(request)
+    await _write(call, request)
     async for response in call:
         told = {}
         for resource in response.resources:
@@ -139,4 +140,10 @@ async def _stream(
         yield told
         # Accepted only once who follows has taken it over.
         request.version_info, request.response_nonce = response.version_info, response.nonce
+        await _write(call, request)
+
+
+async def _write(call: Any, request: xds_pb2.DiscoveryRequest) -> None:
+    # The stream may have ended meanwhile; the next read says how.
+    with contextlib.suppress(asyncio.InvalidStateError):
         await call.write(request)

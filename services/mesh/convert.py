@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from plexus.mesh.v1 import mesh_pb2
 from services.mesh.intentions import WILDCARD
 from services.mesh.registry.domain import Health
-from services.mesh.xds.resources import PUSH_ORDER, service_of
+from services.mesh.xds.resources import PUSH_ORDER, ROUTE, service_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,9 +71,14 @@ def intention(table: IntentionTable, source: str, destination: str) -> str:
 
 def followed(client: Client) -> set[str]:
     """Services that a client follows."""
+    return _services(client, PUSH_ORDER)
+
+
+def _services(client: Client, urls: Iterable[str]) -> set[str]:
     return {
         service_of(url, name)
-        for url, subscription in client.subscriptions.items()
+        for url in urls
+        if (subscription := client.subscriptions.get(url)) is not None
         for name in subscription.names
     }
 
@@ -118,7 +123,8 @@ def graph(hub: Hub, plane: Plane, table: IntentionTable) -> mesh_pb2.Graph:
         )
     edges: dict[tuple[str, str], int] = {}
     for connected in hub.clients:
-        for service in followed(connected):
+        # Who follows routes alone, as the edge does beside its Envoy, calls nobody by them.
+        for service in _services(connected, set(PUSH_ORDER) - {ROUTE}):
             edges[connected.peer, service] = edges.get((connected.peer, service), 0) + 1
     for (source, destination), count in sorted(edges.items()):
         message.edges.add(

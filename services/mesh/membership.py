@@ -7,10 +7,12 @@ With Consul they are Consul's: the Connect CA, the intentions kept there, the ag
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
 
 import grpc.aio
 import structlog
@@ -29,7 +31,7 @@ from services.runtime.config import MeshConfig, ServerConfig, Settings, project_
 from services.runtime.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Any
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _RETRY_MIN_S, _RETRY_MAX_S = 0.2, 5.0
+_CONNECT_S = 2.0
 
 
 def enter_xds(
@@ -71,6 +74,19 @@ def _consul(config: ConsulConfig) -> ConsulClient | None:
     from services.mesh.consul.client import ConsulClient  # noqa: PLC0415 - 15 MiB of every process, for few
 
     return ConsulClient(config)
+
+
+async def _found(dependency: str, address: str, there: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for a dependency, saying so; a pause between two looks grows and has jitter."""
+    failures = 0
+    while not await there():
+        failures += 1
+        if failures == 1:
+            log.warning("waiting_for", dependency=dependency, address=address)
+        longest = min(_RETRY_MAX_S, _RETRY_MIN_S * 2 ** min(failures, 16))
+        await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load only
+    if failures:
+        log.info("found", dependency=dependency, after_failures=failures)
 
 
 class AllIntentions:
@@ -191,20 +207,42 @@ class Membership:
         return self._identity
 
     async def _wait_for_consul(self, consul: ConsulClient) -> None:
-        failures = 0
-        while True:
+        async def there() -> bool:
             try:
                 await consul.check_access()
             except UnavailableError:
-                failures += 1
-                if failures == 1:
-                    log.warning("waiting_for", dependency="consul", address=consul.config.address)
-                longest = min(_RETRY_MAX_S, _RETRY_MIN_S * 2 ** min(failures, 16))
-                await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load only
-                continue
-            if failures:
-                log.info("found", dependency="consul", after_failures=failures)
-            return
+                return False
+            return True
+
+        await _found("consul", consul.config.address, there)
+
+    async def arrive(self, control_port: int) -> Identity:
+        """Join, and wait for a control plane to take connections; says what it waits for.
+
+        gRPC's own wait grows to minutes, and who starts in a long outage would serve that much after it.
+        """
+        identity = await self.join()
+        await self._wait_for_control(control_port)
+        return identity
+
+    async def _wait_for_control(self, control_port: int) -> None:
+        servers = self.control_planes(control_port)
+
+        async def there() -> bool:
+            for server in servers:
+                address = urlsplit(f"//{server}")
+                try:
+                    async with asyncio.timeout(_CONNECT_S):
+                        _, writer = await asyncio.open_connection(address.hostname, address.port)
+                except (OSError, TimeoutError):
+                    continue
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+                return True
+            return False
+
+        await _found("control", ", ".join(servers), there)
 
     def loops(
         self, on_identity: Callable[[Identity], None] = lambda _identity: None

@@ -166,7 +166,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         stack.callback(stop_tracing)
         await stack.enter_async_context(member)
-        if not await unless(stop, member.join()):
+        if not await unless(stop, member.arrive(control_port)):
             return
         member.enter_xds(control_port, number=number)
         mesh = await stack.enter_async_context(Mesh())

@@ -179,10 +179,9 @@ async def test_another_service_on_a_dead_instances_port_is_never_believed(world:
 async def test_callers_of_a_service_without_instances_are_told_at_once_and_recover(world: World) -> None:
     await world.start("control")
     client = await world.start("client")
-    started = time.monotonic()
+    # Left to wait for the resource, the call would end at its deadline.
     (answer,) = await client.command("calls", 1)
     assert answer.startswith("UNAVAILABLE")
-    assert time.monotonic() - started < 5
     await world.server("v-1")
     await client.command("until", ["v-1"])
 
