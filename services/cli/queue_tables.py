@@ -23,7 +23,7 @@ def show(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     if not rows:
         Console(stderr=True).print("nothing there", style="dim")
         return
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in headings:
         table.add_column(heading, justify="right" if heading in _RIGHT else "left", no_wrap=True)
     for row in rows:
