@@ -27,14 +27,7 @@ if TYPE_CHECKING:
 
     from services.queueing.domain import Message
 
-PHASES = (
-    "before-decided",
-    "after-decided",
-    "before-published",
-    "after-published",
-    "before-marked",
-    "after-marked",
-)
+PHASES = ("before-decided", "before-published", "after-published", "before-marked", "after-marked")
 DEDUP_WINDOW_S = 8.0
 """Of the runner: a lease is a quarter of it. The broker remembers for longer."""
 POLL_S = 0.5
