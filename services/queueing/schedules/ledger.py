@@ -8,7 +8,8 @@ the same id, and the broker stores it once. For that its window of ids has to be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import asyncio
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from services.queueing.schedules.tables import (
     run_of,
     schedule_of,
 )
+from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 MAX_FIRINGS = 1000
 """Firings that one decision leads to; further schedules wait for the next."""
+_AT_A_STRETCH = 50
+"""Schedules that are planned before others of this process have a turn."""
 CLOCK_STEP = timedelta(hours=3)
 """A clock that is set back by less only waits until it has caught up, as with Debian's cron."""
 
@@ -52,17 +56,27 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What is to be published, and how many times of which schedules were missed."""
+    """What is to be published, how many times of which schedules were missed, and which cannot be read.
 
-    firings: list[Firing]
-    missed: dict[str, int]
+    A schedule cannot be read if a newer library refuses what an older one took.
+    """
+
+    firings: list[Firing] = field(default_factory=list)
+    missed: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was decided."""
+        return not (self.firings or self.missed or self.unreadable)
 
     def and_also(self, other: Decided) -> Decided:
         """Both together."""
         missed = dict(self.missed)
         for name, count in other.missed.items():
             missed[name] = missed.get(name, 0) + count
-        return Decided([*self.firings, *other.firings], missed)
+        unreadable = self.unreadable | other.unreadable
+        return Decided([*self.firings, *other.firings], missed, unreadable)
 
 
 class Ledger:
@@ -92,7 +106,7 @@ class Ledger:
             now: What is due by then.
             limit: Of so many schedules.
         """
-        decided = Decided([], {})
+        decided = Decided()
         async with self._database.transaction() as connection:
             query = (
                 select(SCHEDULES)
@@ -103,8 +117,14 @@ class Ledger:
             )
             changes: list[dict[str, Any]] = []
             runs: list[dict[str, Any]] = []
-            for row in await connection.execute(query):
-                before = schedule_of(row)
+            for position, row in enumerate(await connection.execute(query)):
+                if position % _AT_A_STRETCH == 0:
+                    await asyncio.sleep(0)
+                try:
+                    before = schedule_of(row)
+                except InvalidArgumentError as error:
+                    decided.unreadable[row.name] = error.message
+                    continue
                 step = plan(before, now)
                 changes.append(
                     {
@@ -121,6 +141,9 @@ class Ledger:
                     decided.missed[before.name] = step.schedule.missed - before.missed
                 if len(decided.firings) >= MAX_FIRINGS:
                     break
+            for name, why in decided.unreadable.items():
+                stopped = {"next_due": None, "next_fire": None, "last_error": why}
+                await connection.execute(update(SCHEDULES).where(SCHEDULES.c.name == name).values(stopped))
             if changes:
                 await connection.execute(
                     update(SCHEDULES)
@@ -137,7 +160,7 @@ class Ledger:
 
         What has become late meanwhile, and that the schedule does not want made up, is missed instead.
         """
-        decided = Decided([], {})
+        decided = Decided()
         async with self._database.transaction() as connection:
             late = RUNS.c.lease <= microseconds(now)
             owners = select(RUNS.c.uid).where(late).order_by(RUNS.c.lease).limit(limit)
@@ -275,13 +298,12 @@ class Ledger:
 
     async def set_back(self, now: datetime, *, limit: int) -> int:
         """Let schedules begin from now that a clock far in the future has carried on; how many there were."""
+        ahead = SCHEDULES.c.decided > microseconds(now + CLOCK_STEP)
+        async with self._database.reading() as connection:
+            if (await connection.execute(select(SCHEDULES.c.uid).where(ahead).limit(1))).first() is None:
+                return 0
         async with self._database.transaction() as connection:
-            query = (
-                select(SCHEDULES)
-                .where(SCHEDULES.c.decided > microseconds(now + CLOCK_STEP))
-                .limit(limit)
-                .with_for_update(skip_locked=True)
-            )
+            query = select(SCHEDULES).where(ahead).limit(limit).with_for_update(skip_locked=True)
             changes = [
                 {
                     "of": row.uid,

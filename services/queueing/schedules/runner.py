@@ -169,6 +169,10 @@ class Runner:
             How long to sleep then, in seconds; None for a while, whatever happens, after a failure.
         """
         now = self.now()
+        earliest = await self._ledger.earliest()
+        if earliest is None or earliest > now:
+            self._going_on(published=False)
+            return await self._idle_s(now, earliest)
         limit = 1 if self._away else _BATCH
         found = await self._ledger.take_over(now, limit=limit)
         if not (self._away and found.firings):
@@ -176,22 +180,27 @@ class Runner:
         for name, count in found.missed.items():
             MISSED.inc(count)
             log.warning("schedule_missed", schedule=name, count=count)
+        for name, why in found.unreadable.items():
+            log.error("schedule_unreadable", schedule=name, error=why)
         if found.firings and not await self._publish(found.firings):
             return None
-        if self._failures and (found.firings or not self._away):
+        self._going_on(published=bool(found.firings))
+        return _BUSY_S if found.is_empty else 0.0
+
+    def _going_on(self, *, published: bool) -> None:
+        """Forget failures: the database answers, and so did the broker unless nothing has tried it since."""
+        if self._failures and (published or not self._away):
             self._failures, self._away = 0, False
             log.info("schedules_going_on")
-        return 0.0 if found.firings or found.missed else await self._idle_s(now)
 
-    async def _idle_s(self, now: datetime) -> float:
+    async def _idle_s(self, now: datetime, earliest: datetime | None) -> float:
         """How long nothing is due, as far as this replica knows."""
         if count := await self._ledger.set_back(now, limit=_BATCH):
             log.warning("schedules_set_back", count=count)
             return 0.0
-        earliest = await self._ledger.earliest()
         if earliest is None:
             return self._poll_s
-        return max(_BUSY_S, min(self._poll_s, (earliest - self.now()).total_seconds()))
+        return max(0.0, min(self._poll_s, (earliest - self.now()).total_seconds()))
 
     async def _publish(self, firings: Sequence[Firing]) -> bool:
         """Publish and mark; whether the broker took anything."""

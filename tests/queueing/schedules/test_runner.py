@@ -1,17 +1,11 @@
-"""Firing: on a real broker, through outages, and once across replicas that are killed at any moment."""
+"""Firing: on a real broker, and through outages of the broker and the database."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
-import uuid
 from collections import Counter
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,27 +13,35 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from services.queueing.backends.sqlite import SqliteBroker
-from services.queueing.domain import Message
-from services.queueing.resources import Subscription, Topic
-from services.queueing.schedules.domain import Definition, MissedRuns, RunState, Schedule
+from services.queueing.resources import Topic
+from services.queueing.schedules.domain import MissedRuns, RunState
 from services.queueing.schedules.runner import Runner
 from services.queueing.schedules.store import ScheduleStore
-from services.queueing.schedules.timing import At, Every, Timing
+from services.queueing.schedules.timing import At, Timing
 from services.queueing.state import Database
 from services.runtime.errors import NotFoundError, UnavailableError
-from tests.queueing.schedules.replica import PHASES, broker_of, runner_of
+from tests.queueing.schedules.firing import (
+    HOUR,
+    MINUTE,
+    SECOND,
+    eventually,
+    firings,
+    iso,
+    prepare,
+    published,
+    pulled,
+    schedule,
+)
 from tests.servers.postgres import PostgresServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
-    from services.queueing.domain import Broker, Delivery
-    from tests.servers.rabbitmq import RabbitServer
+    from services.queueing.domain import Message
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("schedules")]
-WITHIN_S = 120.0
-SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
-_PROGRAM = Path(__file__).with_name("replica.py")
+
+pytestmark = [pytest.mark.timeout(400)]
 
 
 class Clock:
@@ -101,41 +103,6 @@ async def broker(tmp_path: Path) -> AsyncIterator[SqliteBroker]:
         yield broker
 
 
-async def prepare(broker: Broker) -> None:
-    await broker.create_topic(Topic("jobs"))
-    await broker.create_subscription(Subscription("work", "jobs", ack_deadline_s=3600))
-
-
-def schedule(name: str, now: datetime, timing: Timing | None = None, **settings: Any) -> Schedule:
-    message = Message(name.encode(), ordering_key=name)
-    definition = Definition(timing or Timing(Every(MINUTE, now)), "jobs", message)
-    made = Schedule(name, uuid.uuid4().hex, replace(definition, **settings), now, now)
-    return made.from_now(now)
-
-
-async def pulled(broker: Broker, count: int, found: list[Delivery] | None = None) -> list[Delivery]:
-    """Messages in order of publishing, so many of them, those found before included."""
-    found = [] if found is None else found
-    async with asyncio.timeout(WITHIN_S):
-        while len(found) < count:
-            found += await broker.pull("work", max_messages=1000, max_bytes=10**8, wait_s=5)
-    return found
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not await condition():  # noqa: ASYNC110 - polls a database
-            await asyncio.sleep(0.02)
-
-
-def firings(deliveries: Sequence[Delivery]) -> Counter[tuple[str, str]]:
-    """How often each time of each schedule was published."""
-    return Counter(
-        (each.message.attributes["plexus-schedule"], each.message.attributes["plexus-schedule-due"])
-        for each in deliveries
-    )
-
-
 def runner_on(broker: Any, database: Database, clock: Clock, *, poll_s: float = 3600) -> Runner:
     return Runner(broker, database, dedup_window_s=600, poll_s=poll_s, clock=clock)
 
@@ -161,10 +128,6 @@ async def test_what_is_due_is_published_in_order_and_nothing_else(
     assert (await broker.stats("work")).ready == 0
     assert (await store.get("later")).firings == 0
     assert [run.number for run in await store.runs("s1", limit=9)] == [3, 2, 1]
-
-
-async def published(store: ScheduleStore, name: str) -> int:
-    return sum(run.state is RunState.PUBLISHED for run in await store.runs(name, limit=100))
 
 
 async def test_a_sleeping_runner_looks_again_only_when_something_is_due(
@@ -240,7 +203,7 @@ async def test_a_topic_that_is_gone_stops_its_own_schedules_only(
     async with runner.running():
         clock.ahead = MINUTE
         runner.changed()
-        assert set(firings(await pulled(broker, 1))) == {("good", _iso(start + MINUTE))}
+        assert set(firings(await pulled(broker, 1))) == {("good", iso(start + MINUTE))}
 
         async def told() -> bool:
             return (await store.get("bad")).last_error != ""
@@ -300,7 +263,7 @@ async def test_an_outage_of_the_database_is_waited_for(
                 clock.ahead = HOUR
                 await asyncio.to_thread(server.start)
                 found = await pulled(broker, 1)
-        assert set(firings(found)) == {("s", _iso(clock.now()))}
+        assert set(firings(found)) == {("s", iso(clock.now()))}
         assert (await broker.stats("work")).ready == 0
 
 
@@ -332,101 +295,3 @@ def count(what: str) -> float:
         for sample in metric.samples
         if sample.name == f"plexus_schedule_{what}_{suffix}"
     )
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
-
-
-# Replicas in processes of their own.
-
-
-@asynccontextmanager
-async def replica(
-    state_url: str, broker: str, phase: str = "never"
-) -> AsyncIterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, str(_PROGRAM), state_url, broker, phase]
-    process = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        assert await asyncio.to_thread(process.stdout.readline) == b"up\n"
-        yield process
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.wait()
-
-
-@pytest.mark.parametrize(
-    ("state_url", "phase"),
-    [("sqlite", phase) for phase in PHASES]
-    + [("postgresql", phase) for phase in ("before-published", "before-marked")],
-    indirect=["state_url"],
-)
-async def test_a_replica_killed_at_any_moment_leaves_each_firing_stored_once(
-    state_url: str, tmp_path: Path, phase: str
-) -> None:
-    file = str(tmp_path / "queue.sqlite")
-    async with Database(state_url) as database, broker_of(file, database) as broker:
-        store = ScheduleStore(database)
-        await store.migrate()
-        await prepare(broker)
-        start = datetime.now(UTC)
-        for number in range(20):
-            once = schedule(f"s{number}", start, Timing(At(start + SECOND)), missed_runs=MissedRuns.ALL)
-            await store.create(once, most=99)
-        async with replica(state_url, file, phase) as dying:
-            await asyncio.to_thread(dying.wait, WITHIN_S)
-        async with runner_of(broker, database).running():
-
-            async def done() -> bool:
-                runs = [await store.runs(f"s{number}", limit=9) for number in range(20)]
-                return all([run.state for run in found] == [RunState.PUBLISHED] for found in runs)
-
-            await eventually(done)
-        found = firings(await pulled(broker, 20))
-        assert found == Counter((f"s{number}", _iso(start + SECOND)) for number in range(20))
-        assert (await broker.stats("work")).ready == 0
-
-
-async def replicas_share(state_url: str, spec: str) -> None:
-    """Three replicas, one killed after the other while they fire; the last one finishes."""
-    names, times = 25, 5
-    async with Database(state_url) as database, broker_of(spec, database) as broker:
-        store = ScheduleStore(database)
-        await store.migrate()
-        await prepare(broker)
-        async with replica(state_url, spec) as first, replica(state_url, spec) as second:
-            start = datetime.now(UTC)
-            for number in range(names):
-                settings = {"max_firings": times, "missed_runs": MissedRuns.ALL, "max_missed_runs": 1000}
-                timing = Timing(Every(SECOND, start))
-                await store.create(schedule(f"s{number}", start, timing, **settings), most=99)
-            found = await pulled(broker, names)
-            first.kill()
-            await pulled(broker, 2 * names, found)
-            second.kill()
-            async with runner_of(broker, database).running():
-                await pulled(broker, names * times, found)
-
-                async def done() -> bool:
-                    return [await published(store, f"s{n}") for n in range(names)] == [times] * names
-
-                await eventually(done)
-        assert (await broker.stats("work")).ready == 0
-    expected = [
-        (f"s{number}", _iso(start + n * SECOND)) for number in range(names) for n in range(1, times + 1)
-    ]
-    assert firings(found) == Counter(expected)
-
-
-@pytest.mark.parametrize("state_url", ["postgresql"], indirect=True)
-async def test_replicas_that_die_lose_nothing_and_repeat_nothing(state_url: str, tmp_path: Path) -> None:
-    await replicas_share(state_url, str(tmp_path / "queue.sqlite"))
-
-
-async def test_replicas_that_die_lose_nothing_and_repeat_nothing_on_rabbitmq(
-    postgres: PostgresServer, rabbitmq: RabbitServer, rabbitmq_vhost: str
-) -> None:
-    with postgres.database() as url:
-        await replicas_share(url, rabbitmq.url(rabbitmq_vhost))

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import update
 
+from plexus.queueing.v1 import schedules_pb2 as pb
 from services.queueing.domain import Message
 from services.queueing.resources import Backoff, Priority, RetryPolicy
 from services.queueing.schedules.domain import (
@@ -24,7 +26,7 @@ from services.queueing.schedules.domain import (
 )
 from services.queueing.schedules.ledger import CLOCK_STEP, Ledger, Outcome
 from services.queueing.schedules.store import ScheduleStore
-from services.queueing.schedules.tables import METADATA
+from services.queueing.schedules.tables import METADATA, SCHEDULES
 from services.queueing.schedules.timing import At, Cron, Every, Timing
 from services.runtime.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
 
@@ -263,3 +265,18 @@ async def test_a_clock_far_in_the_future_is_forgotten_when_it_comes_back(
     (firing,) = (await one.decide(START + 2 * MINUTE, limit=9)).firings
     assert firing.run.due == START + 2 * MINUTE
     assert firing.published_as().dedup_id != early.published_as().dedup_id
+
+
+async def test_a_schedule_that_cannot_be_read_stops_alone(
+    store: ScheduleStore, one: Ledger, state: Database
+) -> None:
+    for name in ("bad", "good"):
+        await store.create(schedule(name), most=9)
+    definition = pb.Schedule(topic="jobs", cron=pb.Cron(expression="@daily", time_zone="Gone/Away"))
+    async with state.transaction() as connection:
+        column = {"definition": definition.SerializeToString()}
+        await connection.execute(update(SCHEDULES).where(SCHEDULES.c.name == "bad").values(column))
+    decided = await one.decide(START + MINUTE, limit=9)
+    assert numbers(decided.firings) == [("good", 1)]
+    assert "Gone/Away" in decided.unreadable["bad"]
+    assert (await one.decide(START + MINUTE, limit=9)).is_empty
