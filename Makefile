@@ -7,8 +7,8 @@ PYTHON ?= python3
 UV_VERSION := 0.13.8
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 RUN := $(UV) run --frozen
-# The ledger judges instead of measuring, for twenty minutes: it has its own target only.
-BENCHES := $(filter-out ledger,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py)))
+# These judge instead of measuring, for many minutes: each has its own target only.
+BENCHES := $(filter-out ledger order,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help sync demo up servers test check fmt protos bench clean

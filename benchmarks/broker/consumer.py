@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import time
 import zlib
 from collections import deque
@@ -32,7 +33,7 @@ def fate(name: str) -> str:
     return "fine"
 
 
-async def _run(target: str, file: Path, subscription: str) -> None:
+async def _run(target: str, file: Path, subscription: str, refuse: float) -> None:
     ledger = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def note(delivery: pb.Delivery, what: str) -> None:
@@ -44,6 +45,12 @@ async def _run(target: str, file: Path, subscription: str) -> None:
             "at": time.time(),
         }
         os.write(ledger, json.dumps(entry).encode() + b"\n")
+
+    async def refusing(delivery: pb.Delivery) -> None:
+        if random.random() < refuse:  # noqa: S311 - spreads failures only
+            note(delivery, "failed")
+            raise ValueError("by chance")
+        note(delivery, "consumed")
 
     async def handle(delivery: pb.Delivery) -> None:
         kind = fate(delivery.data.decode())
@@ -60,7 +67,8 @@ async def _run(target: str, file: Path, subscription: str) -> None:
     async with channel(target) as opened:
         stub = QueueingServiceStub(opened)
         last: deque[Exception] = deque(maxlen=1)  # failures are meant: not to be logged
-        await Subscriber(stub, subscription, handle, concurrency=CONCURRENCY, on_error=last.append).run()
+        handler = refusing if refuse else handle
+        await Subscriber(stub, subscription, handler, concurrency=CONCURRENCY, on_error=last.append).run()
 
 
 def main() -> None:
@@ -69,8 +77,9 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--file", type=Path, required=True)
     parser.add_argument("--subscription", required=True)
+    parser.add_argument("--refuse", type=float, default=0.0, help="this share by chance, not by name")
     options = parser.parse_args()
-    asyncio.run(_run(options.target, options.file, options.subscription))
+    asyncio.run(_run(options.target, options.file, options.subscription, options.refuse))
 
 
 if __name__ == "__main__":

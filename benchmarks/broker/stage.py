@@ -26,16 +26,21 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class ConsumerProcess:
-    """Consumes a subscription, and writes each line of its ledger before it acknowledges."""
+    """Consumes a subscription, and writes each line of its ledger before it acknowledges.
 
-    def __init__(self, target: str, file: Path, subscription: str) -> None:
+    Attributes:
+        works: Whether it has written something since it was started.
+    """
+
+    def __init__(self, target: str, file: Path, subscription: str, *more: str) -> None:
         """Set it up; nothing runs yet."""
         self._command = [
             *(sys.executable, "-m", "benchmarks.broker.consumer", "--target", target),
-            *("--file", str(file), "--subscription", subscription),
+            *("--file", str(file), "--subscription", subscription, *more),
         ]
         self._file = file
         self._read = 0
+        self.works = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -49,6 +54,7 @@ class ConsumerProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self.works = False
 
     def pause(self) -> None:
         """Stop it in its tracks."""
@@ -69,6 +75,7 @@ class ConsumerProcess:
             lines = file.read()
         whole = lines[: lines.rfind(b"\n") + 1]
         self._read += len(whole)
+        self.works = self.works or bool(whole)
         return [json.loads(line) for line in whole.splitlines()]
 
 
@@ -125,11 +132,11 @@ class Stage:
         """End everything."""
         await self._stack.__aexit__(kind, error, trace)
 
-    async def employ(self, count: int, subscription: str) -> None:
-        """Start consumers."""
+    async def employ(self, count: int, subscription: str, *more: str) -> None:
+        """Start consumers, with further arguments for their program."""
         for number in range(count):
             file = self._folder / f"consumer-{number}.jsonl"
-            consumer = ConsumerProcess(self.target, file, subscription)
+            consumer = ConsumerProcess(self.target, file, subscription, *more)
             self.consumers.append(consumer)
             await asyncio.to_thread(consumer.start)
 

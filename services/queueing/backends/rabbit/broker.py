@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from services.queueing.backends.rabbit.link import Link, Publisher
+from services.queueing.backends.rabbit.link import Link
 from services.queueing.backends.rabbit.logs import ALL, Logs, event
 from services.queueing.backends.rabbit.outgoing import Outgoing
+from services.queueing.backends.rabbit.publisher import Publisher
 from services.queueing.backends.rabbit.queues import Queues
 from services.queueing.backends.rabbit.state import Deferral
 from services.queueing.backends.rabbit.store import SqlState

@@ -8,18 +8,17 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import aio_pika
-
 from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
 from services.queueing.backends.rabbit.topology import DIRECT, TOPICS, log_name, stream_arguments
-from services.queueing.backends.rabbit.wire import MARKER, Carried, decode
+from services.queueing.backends.rabbit.wire import MARKER, Carried, Packet, decode
 from services.queueing.domain import Event, Events
 from services.runtime.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
-    from services.queueing.backends.rabbit.link import Link, Publisher
+    from services.queueing.backends.rabbit.link import Link
+    from services.queueing.backends.rabbit.publisher import Publisher
     from services.queueing.resources import Topic
 
 _PREFETCH = 500
@@ -75,7 +74,7 @@ class Logs:
                 metadata={"topic": topic.name},
             )
         marker = uuid.uuid4().hex
-        mark = aio_pika.Message(b"", headers={MARKER: marker}, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        mark = Packet(b"", {MARKER: marker}, marker)
         await self._publisher.publish(DIRECT, [(log_name(topic.name), mark)])
         oldest = max(events.after, time.time() - topic.retention_s)
         start: int | datetime = events.from_sequence

@@ -24,12 +24,10 @@ from services.runtime.errors import NotFoundError, PlexusError, UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    import aio_pika
-
-    from services.queueing.backends.rabbit.link import Publisher
+    from services.queueing.backends.rabbit.publisher import Publisher
     from services.queueing.backends.rabbit.queues import Queues
     from services.queueing.backends.rabbit.state import Deferral, Route, State
-    from services.queueing.backends.rabbit.wire import Carried
+    from services.queueing.backends.rabbit.wire import Carried, Packet
     from services.queueing.domain import Message
 
 log = structlog.get_logger(__name__)
@@ -131,8 +129,8 @@ class Outgoing:
         self, route: Route, messages: Sequence[tuple[Message, str]], repeated: Collection[str] = ()
     ) -> None:
         topic, now = route.topic, time.time()
-        outgoing: list[tuple[str, aio_pika.Message]] = []
-        logged: list[tuple[str, aio_pika.Message]] = []
+        outgoing: list[tuple[str, Packet]] = []
+        logged: list[tuple[str, Packet]] = []
         later: list[Deferral] = []
         for message, message_id in messages:
             carried = fresh(topic.name, message, message_id, now)
@@ -159,7 +157,7 @@ class Outgoing:
         if later:
             await self._state.defer(later)
 
-    async def _send_to_topic(self, topic: str, outgoing: list[tuple[str, aio_pika.Message]]) -> None:
+    async def _send_to_topic(self, topic: str, outgoing: list[tuple[str, Packet]]) -> None:
         routed = await self._publisher.publish(TOPICS, outgoing)
         if all(routed):
             return

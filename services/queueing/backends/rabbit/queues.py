@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractChannel
 
-    from services.queueing.backends.rabbit.link import Link, Publisher
+    from services.queueing.backends.rabbit.link import Link
+    from services.queueing.backends.rabbit.publisher import Publisher
     from services.queueing.resources import Subscription
 
 

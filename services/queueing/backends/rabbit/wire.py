@@ -8,8 +8,6 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-import aio_pika
-
 from services.queueing.domain import Message, Stored
 from services.queueing.resources import Backoff, Priority, RetryPolicy
 from services.runtime.errors import PlexusError
@@ -87,17 +85,21 @@ def head(carried: Carried) -> str:
     return json.dumps({key: value for key, value in said.items() if value})
 
 
-def encode(carried: Carried, *, repeated: bool = False) -> aio_pika.Message:
+@dataclass(slots=True)
+class Packet:
+    """A message as it is published: content, headers, id."""
+
+    data: bytes
+    headers: dict[str, str | int]
+    message_id: str
+
+
+def encode(carried: Carried, *, repeated: bool = False) -> Packet:
     """What is published; `repeated` says that RabbitMQ may have it already."""
-    said: dict[str, str | int] = {HEADER: head(carried)}
+    headers: dict[str, str | int] = {HEADER: head(carried)}
     if repeated:
-        said[AGAIN] = 1
-    return aio_pika.Message(
-        carried.stored.data,
-        headers=dict(said),
-        message_id=carried.stored.message_id,
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-    )
+        headers[AGAIN] = 1
+    return Packet(carried.stored.data, headers, carried.stored.message_id)
 
 
 def decode(message: AbstractIncomingMessage) -> Carried:

@@ -1,4 +1,4 @@
-"""Nothing lost, stored once: the short form of `make bench-ledger`, and what it is made of."""
+"""The short forms of the programs that prove the service: nothing lost, stored once, in order."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FAULTS_S = 60
 
 
+def prove(name: str, *arguments: str) -> dict[str, float]:
+    """Run a program; the figures of its last line."""
+    command = [sys.executable, f"benchmarks/{name}.py", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=570, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("backend", ["sqlite", "rabbitmq"])
 def test_nothing_confirmed_is_lost_and_nothing_deduplicated_is_stored_twice(
@@ -22,13 +31,22 @@ def test_nothing_confirmed_is_lost_and_nothing_deduplicated_is_stored_twice(
 ) -> None:
     assert rabbitmq_program.is_file()
     assert toxiproxy_program.is_file()
-    command = [sys.executable, "benchmarks/ledger.py", "--seconds", str(FAULTS_S), "--backends", backend]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=570, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    figures = json.loads(done.stdout.splitlines()[-1])
+    figures = prove("ledger", "--seconds", str(FAULTS_S), "--backends", backend)
     assert (figures["lost"], figures["dedup_duplicates"]) == (0, 0)
     assert figures["confirmed"] > 0
     assert figures["faults"] > 0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("backend", ["sqlite", "rabbitmq"])
+def test_order_per_key_holds_while_consumers_refuse_and_die(
+    backend: str, rabbitmq_program: Path, toxiproxy_program: Path
+) -> None:
+    assert rabbitmq_program.is_file()
+    assert toxiproxy_program.is_file()
+    figures = prove("order", "--messages", "5000", "--kill-every-s", "2", "--backends", backend)
+    assert (figures["out_of_order"], figures["missing"]) == (0, 0)
+    assert figures["deliveries"] > figures["messages"]
 
 
 def test_the_plan_follows_from_the_seed() -> None:
