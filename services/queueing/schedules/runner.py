@@ -45,6 +45,7 @@ LATENESS = Histogram(
 
 LEASE_S = 30.0
 """For how long a firing belongs to the replica that publishes it, at most."""
+_CLOSE_S = 5.0
 _BATCH = 500
 _BATCH_BYTES = 4 * 1024 * 1024
 _PUBLISHING = 16
@@ -126,7 +127,7 @@ class Runner:
             yield
         finally:
             self.stop()
-            done, _ = await asyncio.wait([task], timeout=self._lease_s)
+            done, _ = await asyncio.wait([task], timeout=_CLOSE_S)
             if not done:
                 task.cancel()
                 await asyncio.wait([task])
