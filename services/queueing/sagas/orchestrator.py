@@ -159,7 +159,8 @@ class Orchestrator:
             if not pause_s:
                 claimed = await self._store.claim(self._owner, limit=room, lease_s=self._pace.lease_s)
                 for saga_id in claimed:
-                    self._turns[saga_id] = asyncio.create_task(self._turn(saga_id))
+                    if saga_id not in self._turns:  # else our own lease had run out, and is ours again
+                        self._turns[saga_id] = asyncio.create_task(self._turn(saga_id))
                 if claimed:
                     return
                 pause_s = min(self._pace.poll_s, 0.05)  # another replica is faster

@@ -12,9 +12,11 @@ import grpc.aio
 import pytest
 from google.protobuf import duration_pb2
 
-from plexus.queueing.v1 import queueing_pb2, sagas_pb2, sagas_pb2_grpc
+from plexus.queueing.v1 import queueing_pb2, queueing_pb2_grpc, sagas_pb2, sagas_pb2_grpc
+from services.queueing.sagas.store import DatabaseSagaStore
+from services.queueing.state import Database
 from tests.queueing.sagas.replica import Plan, Replica
-from tests.queueing.sagas.worker import Refusal, Worker, prepare
+from tests.queueing.sagas.worker import SUBSCRIPTION, Refusal, Worker, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +107,25 @@ async def test_a_saga_survives_the_death_of_its_driver_at_any_point(tmp_path: Pa
     died = await asyncio.gather(*(one(point) for point in range(1, 20)))
     assert died[0]
     assert sum(died) >= 16, died
+
+
+async def test_a_request_that_is_sent_again_is_stored_once(tmp_path: Path) -> None:
+    """Killed when the request is with the broker and that is not written; nobody answers meanwhile."""
+    plan = Plan(f"sqlite:///{tmp_path}/state.sqlite", tmp_path)
+    async with Replica(replace(plan, dies_at=2)) as first:
+        await prepare(first.channel)
+        await begin(first)
+        await first.died()
+    async with Database(plan.state_url, wait_s=60) as database, Replica(plan) as second:
+        async with asyncio.timeout(120):
+            while True:
+                attempt = (await DatabaseSagaStore(database).get("s1")).attempt
+                if attempt is not None and attempt.deadline:
+                    break
+                await asyncio.sleep(0.05)
+        queueing = queueing_pb2_grpc.QueueingServiceStub(second.channel)
+        stats = await queueing.GetStats(queueing_pb2.GetStatsRequest(subscription=SUBSCRIPTION))
+        assert (stats.ready, stats.leased) == (1, 0)
 
 
 NESTED = sagas_pb2.SagaDefinition(

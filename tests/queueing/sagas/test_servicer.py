@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf import duration_pb2, json_format
+from sqlalchemy import select
 from structlog.testing import capture_logs
 
 from plexus.client.channel import MeshChannel
@@ -26,6 +27,7 @@ from services.queueing.sagas.orchestrator import Orchestrator, Pace
 from services.queueing.sagas.requests import REPLIES, Channel
 from services.queueing.sagas.servicer import SagaServicer
 from services.queueing.sagas.store import DatabaseSagaStore
+from services.queueing.sagas.tables import SAGAS
 from services.queueing.sagas.watching import Changes, watch
 from services.queueing.servicer import QueueingServicer
 from services.queueing.state import Database
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
 
 WITHIN_S = 60
+LEASE_S = 6.0
 PATIENCE = duration_pb2.Duration(seconds=30)
 AT_ONCE = {"backoff": "BACKOFF_IMMEDIATE", "maxAttempts": 2}
 
@@ -47,6 +50,7 @@ class World:
     """A service, its clients, and what they made."""
 
     channel: grpc.aio.Channel
+    database: Database
     store: DatabaseSagaStore
     broker: SqliteBroker
     changes: Changes
@@ -114,7 +118,7 @@ async def world(tmp_path: Path, serve: Serve) -> AsyncIterator[World]:
         store, changes = DatabaseSagaStore(database), Changes()
         mesh: list[grpc.aio.Channel] = []
         methods = Methods(lambda _service: MeshChannel(mesh[0]))
-        pace = Pace(poll_s=0.2)
+        pace = Pace(lease_s=LEASE_S, poll_s=0.2)
         orchestrator = Orchestrator(store, Channel(broker), methods, changes, pace)
         servicer = SagaServicer(store, orchestrator, changes, max_running=20, poll_s=0.2)
 
@@ -129,7 +133,7 @@ async def world(tmp_path: Path, serve: Serve) -> AsyncIterator[World]:
                 await prepare(channel)
                 sagas = sagas_pb2_grpc.SagaServiceStub(channel)
                 queueing = queueing_pb2_grpc.QueueingServiceStub(channel)
-                yield EdgeWorld(channel, store, broker, changes, sagas, queueing, edge)
+                yield EdgeWorld(channel, database, store, broker, changes, sagas, queueing, edge, driving)
             finally:
                 driving.cancel()
                 await asyncio.gather(driving, return_exceptions=True)
@@ -140,6 +144,7 @@ class EdgeWorld(World):
     """The same, with the way in for end users."""
 
     edge: grpc.aio.Channel
+    driving: asyncio.Task[None]
 
 
 async def refused(call: Any) -> tuple[str, str]:
@@ -553,6 +558,47 @@ async def test_sagas_are_listed_in_pages(world: World) -> None:
         sagas_pb2.ListSagaEventsRequest(saga="s1", page_token=events.next_page_token)
     )
     assert [told(each) for each in (*events.events, *rest.events)] == ["started", "reserve attempt_started"]
+
+
+# Leases.
+
+
+async def waiting_call(world: World) -> None:
+    """Start a saga that is in the middle of a call."""
+    wait = rpc("queueing/Pull", subscription="worker", wait="60s")
+    await world.define({"name": "wait", "action": wait | {"timeout": "600s"}})
+    await world.start("s1")
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            if (await _lease(world))[0]:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def _lease(world: World) -> tuple[str, float]:
+    async with world.database.reading() as connection:
+        row = (await connection.execute(select(SAGAS.c.owner, SAGAS.c.leased_until))).one()
+    return row.owner, row.leased_until
+
+
+async def test_a_saga_whose_call_takes_long_stays_with_its_driver(world: World) -> None:
+    await waiting_call(world)
+    owner, first = await _lease(world)
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            renewed = await _lease(world)
+            if renewed[1] > first:
+                break
+            await asyncio.sleep(0.1)
+    assert renewed[0] == owner
+
+
+async def test_a_driver_that_stops_in_order_leaves_its_sagas_to_others_at_once(world: EdgeWorld) -> None:
+    await waiting_call(world)
+    world.driving.cancel()
+    await asyncio.gather(world.driving, return_exceptions=True)
+    assert (await _lease(world))[0] == ""
+    assert (await world.get("s1")).state == sagas_pb2.SAGA_STATE_RUNNING
 
 
 # Watching.
