@@ -176,6 +176,13 @@ def schedule_to(schedule: Schedule) -> schedules_pb2.Schedule:
     return message
 
 
+def outline_to(schedule: Schedule) -> schedules_pb2.Schedule:
+    """The proto's schedule without the content of its message, of which many fit into an answer."""
+    message = schedule_to(schedule)
+    message.message.ClearField("data")
+    return message
+
+
 def run_to(run: Run) -> schedules_pb2.Run:
     """The proto's run."""
     return schedules_pb2.Run(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from services.queueing.schedules.store import ScheduleStore
 
 _PREVIEW = 10
+_PAGE = 100
 
 
 class ScheduleServicer(schedules_pb2_grpc.ScheduleServiceServicer):
@@ -89,7 +90,7 @@ class ScheduleServicer(schedules_pb2_grpc.ScheduleServiceServicer):
     async def ListSchedules(
         self, request: schedules_pb2.ListSchedulesRequest, context: Any
     ) -> schedules_pb2.ListSchedulesResponse:
-        limit = page_size(request.page_size)
+        limit = page_size(request.page_size, maximum=_PAGE)
         scope = ("schedules", request.topic, str(request.state))
         after = (decode_token(request.page_token, *scope) or b"").decode()
         found = await self._store.schedules(
@@ -97,7 +98,7 @@ class ScheduleServicer(schedules_pb2_grpc.ScheduleServiceServicer):
         )
         token = encode_token(found[limit - 1].name.encode(), *scope) if len(found) > limit else ""
         return schedules_pb2.ListSchedulesResponse(
-            schedules=map(convert.schedule_to, found[:limit]), next_page_token=token
+            schedules=map(convert.outline_to, found[:limit]), next_page_token=token
         )
 
     async def DeleteSchedule(
@@ -135,7 +136,7 @@ class ScheduleServicer(schedules_pb2_grpc.ScheduleServiceServicer):
     async def ListRuns(
         self, request: schedules_pb2.ListRunsRequest, context: Any
     ) -> schedules_pb2.ListRunsResponse:
-        limit = page_size(request.page_size)
+        limit = page_size(request.page_size, maximum=_PAGE)
         scope = ("runs", request.schedule)
         before = int(decode_token(request.page_token, *scope) or b"0")
         found = await self._store.runs(request.schedule, limit=limit + 1, before=before)

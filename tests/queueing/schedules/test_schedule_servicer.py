@@ -222,6 +222,16 @@ async def test_listings_are_filtered_and_paged(server: Server) -> None:
     assert (await refusal(call))[1] == "INVALID_PAGE_TOKEN"
 
 
+async def test_a_listing_of_large_messages_fits_into_an_answer(server: Server) -> None:
+    message = queueing_pb2.Message(data=b"x" * 256 * 1024, attributes={"k": "v"})
+    for number in range(20):
+        await server.create(f"s{number}", message=message)
+    answer = await server.stub.ListSchedules(pb.ListSchedulesRequest(page_size=1000))
+    assert [found.message.attributes["k"] for found in answer.schedules] == ["v"] * 20
+    assert answer.ByteSize() < 10_000
+    assert (await server.get("s7")).message.data == message.data
+
+
 async def test_pause_and_resume(server: Server) -> None:
     await server.create()
     paused = await server.stub.PauseSchedule(pb.PauseScheduleRequest(schedule="s"))

@@ -463,7 +463,7 @@ class ListSchedulesRequest(_message.Message):
     state: Global___ScheduleState.ValueType
     """Only those in this state. Unspecified: all."""
     page_size: _builtins.int
-    """Default 100, at most 1,000."""
+    """Default and at most 100."""
     page_token: _builtins.str
     """next_page_token of the page before."""
     def __init__(
@@ -494,7 +494,7 @@ class ListSchedulesResponse(_message.Message):
     """Empty at the end."""
     @_builtins.property
     def schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Schedule]:
-        """The schedules."""
+        """The schedules, without the data of their messages."""
 
     def __init__(
         self,
@@ -631,7 +631,7 @@ class ListRunsRequest(_message.Message):
     schedule: _builtins.str
     """Name of the schedule."""
     page_size: _builtins.int
-    """Default 100, at most 1,000."""
+    """Default and at most 100."""
     page_token: _builtins.str
     """next_page_token of the page before."""
     def __init__(

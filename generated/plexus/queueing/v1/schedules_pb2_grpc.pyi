@@ -33,7 +33,7 @@ class ScheduleServiceStub:
     Errors: NOT_FOUND, those of CreateSchedule, INVALID_ARGUMENT for a path that cannot be changed.
     """
     ListSchedules: _aio.UnaryUnaryMultiCallable[_schedules_pb2.ListSchedulesRequest, _schedules_pb2.ListSchedulesResponse]
-    """List schedules by name.
+    """List schedules by name, without the content of their messages.
     Errors: INVALID_ARGUMENT for a page token of another listing.
     """
     DeleteSchedule: _aio.UnaryUnaryMultiCallable[_schedules_pb2.DeleteScheduleRequest, _schedules_pb2.DeleteScheduleResponse]
@@ -105,7 +105,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedules_pb2.ListSchedulesRequest,
         context: _aio.ServicerContext[_schedules_pb2.ListSchedulesRequest, _abc.Awaitable[_schedules_pb2.ListSchedulesResponse]],
     ) -> _abc.Awaitable[_schedules_pb2.ListSchedulesResponse]:
-        """List schedules by name.
+        """List schedules by name, without the content of their messages.
         Errors: INVALID_ARGUMENT for a page token of another listing.
         """
 
