@@ -8,7 +8,7 @@ UV_VERSION := 0.13.8
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 RUN := $(UV) run --frozen
 # These judge instead of measuring, for many minutes: each has its own target only.
-BENCHES := $(filter-out ledger order,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py)))
+BENCHES := $(filter-out ledger order waiting,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help sync demo up servers test check fmt protos bench clean
@@ -65,6 +65,8 @@ bench: sync ## all benchmarks; RECORD=1 writes what they say to benchmarks/resul
 
 bench-queue: bench-queueing
 
+bench-order: sync ## order per key over 100,000 messages, consumers that refuse and die
+bench-waiting: sync ## a million messages that wait, far delays, equal delays, a paused consumer
 bench-ledger: sync ## nothing lost under faults, 10 minutes a backend; SECONDS=60 SEED=1
 	@$(RUN) python benchmarks/ledger.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 

@@ -49,6 +49,15 @@ def test_order_per_key_holds_while_consumers_refuse_and_die(
     assert figures["deliveries"] > figures["messages"]
 
 
+@pytest.mark.timeout(600)
+def test_what_waits_keeps_nobody_from_anything(rabbitmq_program: Path, toxiproxy_program: Path) -> None:
+    assert rabbitmq_program.is_file()
+    assert toxiproxy_program.is_file()
+    sizes = ("--idle", "2000", "--idle-s", "1", "--delayed", "500", "--delay-s", "2")
+    figures = prove("waiting", *sizes, "--paused", "400", "--waiting", "5000")
+    assert figures["paused_missing"] == 0  # that every delayed message came, the program says itself
+
+
 def test_the_plan_follows_from_the_seed() -> None:
     first = plan(1, 100, broker=True, consumers=3)
     assert first == plan(1, 100, broker=True, consumers=3)

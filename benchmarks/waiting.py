@@ -1,0 +1,205 @@
+"""Much that waits: messages nobody consumes, far or equal delays, a consumer that is paused.
+
+In this order, on each backend, over gRPC to a service in a process of its own:
+
+- idle: so many messages delayed by an hour; processor time and memory of the service while they wait.
+- delayed: so many messages due at the same second; how late the last one came.
+- paused: a consumer that takes messages and does nothing; a second consumer of the same subscription, and one
+  of another, must get all the others.
+- waiting: so many messages that nobody consumes; by how much the service's memory grew after the first tenth.
+
+The last line is one JSON object, the worse of the backends: idle_cpu_percent (bar 2), idle_growth_mib,
+delayed_late_s (bar 3), paused_missing, waiting_growth_mib. The exit code is 1 if paused_missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.broker.stage import Stage
+from plexus.queueing.v1 import queueing_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+BATCH, LANES = 1000, 4
+PUBLISH_S = 300.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def rss_mib(pid: int) -> float:
+    """Memory of a process, in MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
+class Trial:
+    """One backend."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._stub = stage.stub
+
+    async def _make(self, topic: str, *subscriptions: str) -> None:
+        await self._stub.CreateTopic(pb.CreateTopicRequest(topic=topic), timeout=60)
+        for name in subscriptions:
+            subscription = pb.Subscription(name=name, topic=topic)
+            subscription.ack_deadline.FromSeconds(600)
+            request = pb.CreateSubscriptionRequest(subscription=subscription)
+            await self._stub.CreateSubscription(request, timeout=60)
+
+    async def _publish(self, topic: str, count: int, *, until: float = 0.0, delay_s: float = 0.0) -> None:
+        """Publish, delayed by so much or until then."""
+        sizes = iter([BATCH] * (count // BATCH) + ([count % BATCH] if count % BATCH else []))
+
+        async def lane() -> None:
+            for size in sizes:
+                message = pb.Message(data=b"x" * 256)
+                wait_s = until - time.time() if until else delay_s
+                if wait_s > 0:
+                    message.delay.FromMilliseconds(round(wait_s * 1000))
+                request = pb.PublishRequest(topic=topic, messages=[message] * size)
+                await self._stub.Publish(request, timeout=PUBLISH_S)
+
+        await asyncio.gather(*(lane() for _ in range(LANES)))
+
+    async def _consume(self, subscription: str, count: int, deadline_s: float) -> tuple[int, float]:
+        """How many came of so many, and when the last one did."""
+        got, last = 0, time.time()
+        try:
+            async with asyncio.timeout(deadline_s):
+                while got < count:
+                    request = pb.PullRequest(subscription=subscription, max_messages=1000)
+                    request.wait.FromSeconds(10)
+                    answer = await self._stub.Pull(request, timeout=60)
+                    if answer.deliveries:
+                        got, last = got + len(answer.deliveries), time.time()
+                        ids = [delivery.ack_id for delivery in answer.deliveries]
+                        done = pb.AcknowledgeRequest(subscription=subscription, ack_ids=ids)
+                        await self._stub.Acknowledge(done, timeout=60)
+        except TimeoutError:
+            pass  # `got` says so
+        return got, last
+
+    async def idle(self, count: int, seconds: float) -> dict[str, float]:
+        """Far delays."""
+        await self._make("idle", "idle")
+        pid = self._stage.service.pid
+        await self._publish("idle", max(1, count // 10), delay_s=3600)
+        before = rss_mib(pid)
+        await self._publish("idle", count - count // 10, delay_s=3600)
+        await asyncio.sleep(seconds / 4)  # what publishing left behind is done
+        used = cpu_s(pid)
+        await asyncio.sleep(seconds)
+        percent = (cpu_s(pid) - used) / seconds * 100
+        return {
+            "idle_cpu_percent": round(percent, 2),
+            "idle_growth_mib": round(max(0.0, rss_mib(pid) - before), 1),
+        }
+
+    async def delayed(self, count: int, delay_s: float) -> dict[str, float]:
+        """The same second."""
+        await self._make("delayed", "delayed")
+        consuming = asyncio.create_task(self._consume("delayed", count, delay_s + 300))
+        due = time.time() + delay_s
+        await self._publish("delayed", count, until=due)
+        if time.time() > due:
+            print(f"  publishing took longer than {delay_s:g} s: the lateness counts it")
+        got, last = await consuming
+        if got < count:
+            raise RuntimeError(f"{count - got} delayed messages did not come")
+        return {"delayed_late_s": round(max(0.0, last - due), 2)}
+
+    async def paused(self, count: int) -> dict[str, float]:
+        """A consumer that does nothing."""
+        await self._make("paused", "shared", "apart")
+        held, hold = asyncio.Event(), min(100, count // 4)
+
+        async def requests() -> AsyncIterator[pb.StreamingPullRequest]:
+            yield pb.StreamingPullRequest(subscription="shared", max_outstanding_messages=hold)
+            await asyncio.Event().wait()
+
+        async def pause() -> None:
+            call, got = self._stub.StreamingPull(requests()), 0
+            async for response in call:
+                got += len(response.deliveries)
+                if got >= hold:
+                    held.set()
+
+        pausing = asyncio.create_task(pause())
+        await self._publish("paused", count)
+        await asyncio.wait_for(held.wait(), 120)
+        shared, apart = await asyncio.gather(
+            self._consume("shared", count - hold, 120), self._consume("apart", count, 120)
+        )
+        pausing.cancel()
+        await asyncio.gather(pausing, return_exceptions=True)
+        return {"paused_missing": count - hold - shared[0] + count - apart[0]}
+
+    async def waiting(self, count: int) -> dict[str, float]:
+        """No consumer."""
+        await self._make("waiting", "waiting")
+        pid = self._stage.service.pid
+        await self._publish("waiting", max(1, count // 10))
+        before = rss_mib(pid)
+        began = time.monotonic()
+        await self._publish("waiting", count - count // 10)
+        print(f"  {(count - count // 10) / (time.monotonic() - began):.0f} messages/s stored")
+        return {"waiting_growth_mib": round(max(0.0, rss_mib(pid) - before), 1)}
+
+
+async def run(options: argparse.Namespace, backend: str, folder: Path) -> dict[str, float]:
+    """One backend."""
+    print(f"{backend}: load {os.getloadavg()[0]:.1f}", flush=True)
+    found: dict[str, float] = {}
+    async with Stage(folder / backend, broker=backend == "rabbitmq") as stage:
+        trial = Trial(stage)
+        for step in (
+            trial.idle(options.idle, options.idle_s),
+            trial.delayed(options.delayed, options.delay_s),
+            trial.paused(options.paused),
+            trial.waiting(options.waiting),
+        ):
+            found |= await step
+            print(f"  {found}", flush=True)
+    return found
+
+
+def main() -> None:
+    """Run, report, judge."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
+    parser.add_argument("--idle", type=int, default=1_000_000)
+    parser.add_argument("--idle-s", type=float, default=20.0)
+    parser.add_argument("--delayed", type=int, default=10_000)
+    parser.add_argument("--delay-s", type=float, default=20.0)
+    parser.add_argument("--paused", type=int, default=5_000)
+    parser.add_argument("--waiting", type=int, default=1_000_000)
+    parser.add_argument("--backends", nargs="+", default=["sqlite", "rabbitmq"])
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="plexus-waiting-"))
+    try:
+        found = [asyncio.run(run(options, backend, folder)) for backend in options.backends]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    figures = {key: max(entry[key] for entry in found) for key in found[0]}
+    print(json.dumps(figures))
+    sys.exit(1 if figures["paused_missing"] else 0)
+
+
+if __name__ == "__main__":
+    main()
