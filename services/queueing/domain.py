@@ -10,6 +10,7 @@ from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from services.queueing.resources import RetryPolicy, Snapshot, Subscription, Topic
 
@@ -345,6 +346,15 @@ class Broker(Protocol):
 
     async def purge(self, subscription: str, where: Where) -> int:
         """Delete dead letters; returns how many."""
+        ...
+
+    def hold(self, subscription: str) -> AbstractAsyncContextManager[None]:
+        """Have an exclusive subscription for one stream, during the block.
+
+        Raises:
+            FailedPreconditionError: Another stream has it.
+            UnavailableError: In the block: it could not be kept for it alone any longer.
+        """
         ...
 
     async def stats(self, subscription: str) -> Stats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,17 +20,16 @@ from services.queueing.streaming import (
     FlowControl,
     in_order,
 )
-from services.runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.runtime.errors import InvalidArgumentError, NotFoundError
 from services.runtime.paging import decode_token, encode_token, page_size
 from services.runtime.request import current
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from services.queueing.calls import Calls
     from services.queueing.domain import Broker, Refusal
     from services.queueing.replies import Reply
-    from services.queueing.resources import Subscription
 
 MAX_WAIT_S = 60.0
 MAX_PUBLISHING = 256
@@ -68,7 +67,6 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
     def __init__(self, broker: Broker, calls: Calls) -> None:
         self._broker = broker
         self._calls = calls
-        self._exclusive: set[str] = set()
 
     async def CreateTopic(self, request: queueing_pb2.CreateTopicRequest, context: Any) -> queueing_pb2.Topic:
         settings = queueing_pb2.Topic()
@@ -216,30 +214,13 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
                 yield _said(request)
 
         consumer = Consumer(self._broker, first.subscription, flow)
-        with self._only_one(subscription):
+        alone = self._broker.hold(subscription.name) if subscription.exclusive else nullcontext()
+        async with alone:
             stream = cast("AsyncGenerator[Batch]", consumer.run(instructions()))
             async with aclosing(stream) as batches:
                 async for batch in batches:
                     for response in _responses(batch):
                         yield response
-
-    @contextmanager
-    def _only_one(self, subscription: Subscription) -> Iterator[None]:
-        """Hold an exclusive subscription for one stream."""
-        if not subscription.exclusive:
-            yield
-            return
-        if subscription.name in self._exclusive:
-            raise FailedPreconditionError(
-                f"subscription {subscription.name!r} has its one consumer",
-                reason="SUBSCRIPTION_IN_USE",
-                metadata={"subscription": subscription.name},
-            )
-        self._exclusive.add(subscription.name)
-        try:
-            yield
-        finally:
-            self._exclusive.discard(subscription.name)
 
     async def Acknowledge(
         self, request: queueing_pb2.AcknowledgeRequest, context: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -128,3 +129,13 @@ async def broker_of_jobs(url: str, state_url: str) -> AsyncIterator[RabbitBroker
     async with rabbit_broker(url, state_url) as broker:
         await broker.create_topic(Topic("jobs"))
         yield broker
+
+
+async def test_a_publish_is_acknowledged_when_its_new_queues_are_on_disk_too(
+    url: str, state_url: str
+) -> None:
+    async with rabbit_broker(url, state_url, settle_s=1.5) as broker:
+        await broker.create_topic(Topic("jobs"))
+        work = await subscribe(broker)
+        await publish(broker, "a")
+        assert time.time() >= work.created + 1.4

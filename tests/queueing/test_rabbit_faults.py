@@ -153,12 +153,12 @@ async def test_a_dead_letter_whose_acknowledgement_is_lost_is_dead_once(broker: 
     await subscribe(broker)
     await publish(broker, "poison", "good")
     poison, _ = await pull(broker)
-    window = broker._windows["work"]
+    window = broker._consuming._windows["work"]
     held = window._held._leases[poison.ack_id][0]
     carried = held.carried
     # As when the process dies between the two: the dead letter is written, the acknowledgement is not sent.
     await broker.bury(window.subscription, carried, "bad")
-    await broker._close_window("work")
+    await broker._consuming.drop("work")
     assert bodies(await pull(broker, wait_s=30)) == ["good"]
     assert len(await broker.list_dead_letters("work", Where(), limit=10)) == 1
 
@@ -173,7 +173,7 @@ async def test_what_rabbitmq_has_twice_is_handed_out_once(broker: RabbitBroker, 
         assert await broker.acknowledge("work", [delivery.ack_id]) == []
     else:
         await broker.nack("work", [Refusal(delivery.ack_id, dead=settled == "dead")])
-    await broker._close_window("work")
+    await broker._consuming.drop("work")
     double = fresh("jobs", Message(b"a", dedup_id="d"), message_id, time.time() - 1)
     repeated = [(routing_key("jobs", Priority.NORMAL), encode(double, repeated=True))]
     assert await broker._publisher.publish(TOPICS, repeated) == [True]

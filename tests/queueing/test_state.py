@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -267,3 +268,24 @@ async def test_a_server_without_tls_is_refused_if_the_url_wants_it(url: str) -> 
     async with Database(f"{url}?sslmode=require", start_s=0) as database:
         with pytest.raises(UnavailableError):
             await database.migrate(FIRST)
+
+
+async def test_a_caller_that_goes_away_at_any_moment_leaves_nothing_behind(
+    state: Database, state_url: str
+) -> None:
+    await state.migrate(FIRST)
+
+    async def use(database: Database, number: int) -> None:
+        async with database.transaction() as connection:
+            await connection.execute(insert(NOTES).values(body=str(number)))
+
+    for number in range(40):
+        async with Database(state_url) as database:
+            task = asyncio.create_task(use(database, number))
+            for _ in range(number):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    await write(state, "last")
+    assert "last" in await bodies(state)
+    gc.collect()  # what was left behind would warn now

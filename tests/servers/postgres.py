@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import secrets
 import shutil
 import signal
@@ -12,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from tests.ports import free_port
@@ -82,19 +81,23 @@ class PostgresServer:
         finally:
             self.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
-    def _identity(self) -> dict[str, Any]:
-        if os.getuid() != 0:
-            return {}
-        entry = pwd.getpwnam("postgres")
-        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    @staticmethod
+    def _unprivileged() -> list[str]:
+        """What runs a program as Debian's user for it; PostgreSQL refuses to be root's.
+
+        Not Popen's own `user`, which forks in Python: a process that has used gRPC does not survive that.
+        """
+        identity = ("--reuid", "postgres", "--regid", "postgres", "--clear-groups")
+        return ["setpriv", *identity] if os.getuid() == 0 else []
 
     def _make(self) -> None:
-        if identity := self._identity():
-            shutil.chown(self._folder, identity["user"], identity["group"])
+        if self._unprivileged():
+            shutil.chown(self._folder, "postgres", "postgres")
         password = self._folder / "password"
         password.write_text(self._password)
         subprocess.run(
             [
+                *self._unprivileged(),
                 *(self._programs / "initdb", "--pgdata", self._folder / "data", "--username", USER),
                 *("--auth", "scram-sha-256", "--pwfile", password, "--no-sync", "--encoding", "UTF8"),
                 "--no-locale",
@@ -103,7 +106,6 @@ class PostgresServer:
             capture_output=True,
             timeout=READY_S,
             cwd=self._folder,
-            **self._identity(),
         )
 
     def start(self) -> None:
@@ -122,13 +124,12 @@ class PostgresServer:
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         with (self._folder / "out.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._programs / "postgres", "-D", self._folder / "data", *options],
+                [*self._unprivileged(), self._programs / "postgres", "-D", self._folder / "data", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
                 start_new_session=True,
-                **self._identity(),
             )
         deadline = time.monotonic() + READY_S
         while True:
@@ -188,5 +189,7 @@ class PostgresServer:
 
 def _descendants(pid: int) -> list[int]:
     """A process and its children, which of PostgreSQL's are all there are."""
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [pid, *map(int, text.split())]
+    with contextlib.suppress(OSError):  # it ended by itself
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [pid, *map(int, text.split())]
+    return []

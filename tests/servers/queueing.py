@@ -1,6 +1,6 @@
 """The queueing service alone, in a process that a test may kill: no mesh, no TLS, any broker.
 
-python -m tests.servers.queueing PORT FOLDER [AMQP_URL]
+python -m tests.servers.queueing PORT FOLDER [AMQP_URL [STATE_URL]]
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def channel(target: str) -> grpc.aio.Channel:
 class QueueingServer:
     """The process, on one port and folder for all its lives; use it with `with`."""
 
-    def __init__(self, folder: Path, amqp_url: str = "") -> None:
+    def __init__(self, folder: Path, amqp_url: str = "", state_url: str = "") -> None:
         self.port = free_port()
         self._folder = folder
-        self._arguments = [str(self.port), str(folder), *([amqp_url] if amqp_url else [])]
+        self._arguments = [str(self.port), str(folder), *filter(None, [amqp_url, state_url])]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -106,13 +106,15 @@ class QueueingServer:
         self.kill()
 
 
-async def _main(port: str, folder: str, amqp_url: str = "") -> None:
+async def _main(port: str, folder: str, amqp_url: str = "", state_url: str = "") -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     configure_logging("queueing", TelemetryConfig(log_level="warning"))
     path = Path(folder)
     opened = (
-        rabbit_broker(amqp_url, path / "state.sqlite") if amqp_url else SqliteBroker(path / "queue.sqlite")
+        rabbit_broker(amqp_url, state_url or path / "state.sqlite")
+        if amqp_url
+        else SqliteBroker(path / "queue.sqlite")
     )
     async with opened as broker, Calls(broker) as calls:
         config = ServerConfig()

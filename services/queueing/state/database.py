@@ -16,7 +16,7 @@ from services.queueing.state.schema import Schema, migrate
 from services.runtime.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
     from types import TracebackType
 
     from sqlalchemy import Table
@@ -64,6 +64,7 @@ class Database:
         self._wait_s = wait_s
         self._start_s = start_s
         self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
         if self.shared:
             bounds = {"connect_s": connect_s, "wait_s": wait_s}
             self._engine = server_engine(url, statement_s=statement_s, pool_size=pool_size, **bounds)
@@ -80,6 +81,8 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close all connections."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
         await self._engine.dispose()
         await self._migrating.dispose()
 
@@ -120,9 +123,8 @@ class Database:
     @asynccontextmanager
     async def _write(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         if self.shared:
-            with state_errors():
-                async with engine.begin() as connection:
-                    yield connection
+            async with self._begun(engine) as connection:
+                yield connection
             return
         # In order of arrival, which SQLite's own wait for its lock does not keep.
         try:
@@ -131,18 +133,45 @@ class Database:
         except TimeoutError:
             raise unavailable("too many changes of the state wait") from None
         try:
-            with state_errors():
-                async with engine.begin() as connection:
-                    yield connection
+            async with self._begun(engine) as connection:
+                yield connection
         finally:
             self._writing.release()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that only reads, beside whatever writes; errors as in `transaction`."""
+        async with self._begun(self._reading) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _begun(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         with state_errors():
-            async with self._reading.begin() as connection:
-                yield connection
+            connection = await self._connected(engine)
+            try:
+                async with connection.begin():
+                    yield connection
+            finally:
+                await asyncio.shield(self._kept(connection.close()))
+
+    async def _connected(self, engine: AsyncEngine) -> AsyncConnection:
+        """A connection; a caller that goes away while it is being made leaves none behind."""
+        connection = engine.connect()
+        making = self._kept(connection.start())
+        try:
+            await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(
+                lambda made: None if made.cancelled() or made.exception() else self._kept(connection.close())
+            )
+            raise
+        return connection
+
+    def _kept(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:
         """An INSERT that knows `on_conflict_do_nothing` and `on_conflict_do_update`."""

@@ -33,6 +33,16 @@ class Acks:
         together = max((tag for tag in tags if tag <= self._all_to), default=0)
         return together, [tag for tag in tags if tag > self._all_to]
 
+    async def give_back(self, tags: Sequence[int]) -> None:
+        """Let the broker deliver again, to anybody.
+
+        Raises:
+            link.BROKEN: The channel is gone, and the broker delivers again in any case.
+        """
+        for tag in tags:
+            await self._channel.basic_nack(tag, requeue=True, wait=False)
+        self.plan(tags)
+
     async def send(self, tags: Sequence[int]) -> None:
         """Acknowledge deliveries, each once.
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from services.queueing.backends.rabbit.link import Link
+from services.queueing.backends.rabbit.consuming import Consuming
+from services.queueing.backends.rabbit.link import Link, end
 from services.queueing.backends.rabbit.logs import ALL, Logs, event
 from services.queueing.backends.rabbit.outgoing import Outgoing
 from services.queueing.backends.rabbit.publisher import Publisher
 from services.queueing.backends.rabbit.queues import Queues
 from services.queueing.backends.rabbit.state import Deferral
 from services.queueing.backends.rabbit.store import SqlState
-from services.queueing.backends.rabbit.window import Window
 from services.queueing.backends.rabbit.wire import Carried, again
 from services.queueing.domain import (
     MAX_BATCH,
@@ -35,16 +35,17 @@ from services.queueing.domain import (
 )
 from services.queueing.patterns import is_pattern
 from services.queueing.resources import MAX_LEASE_S, Snapshot, Subscription, Topic
+from services.queueing.state.leases import SCHEMA, Leases
 from services.runtime.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
-    NotFoundError,
     PlexusError,
     UnimplementedError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from services.queueing.backends.rabbit.state import State
@@ -53,9 +54,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _WAIT_BOUND_S = 60.0
-_IDLE_S = 60.0
 _MARGIN_S = 2.0
-_FOLLOW_S = 1.0
+_TIDY_S = 15.0
+_LEASE_S = 10.0
 
 
 class RabbitBroker:
@@ -74,6 +75,7 @@ class RabbitBroker:
         max_waiting_writes: int = 20_000,
         heartbeat_s: int = 10,
         publish_deadline_s: float = 10.0,
+        settle_s: float = 1.0,
     ) -> None:
         """Set it up; connections are made when needed.
 
@@ -84,6 +86,8 @@ class RabbitBroker:
             max_waiting_writes: Calls that may wait for the disk.
             heartbeat_s: A dead peer is noticed after about three of these.
             publish_deadline_s: How long a publish waits for its confirmation.
+            settle_s: Age that a subscription has when a publish to it is acknowledged: RabbitMQ writes down
+                twice a second which queues there are.
         """
         hold_s = publish_deadline_s + _MARGIN_S
         self._state: State = SqlState(
@@ -92,20 +96,29 @@ class RabbitBroker:
         # While the broker is short of memory or disk it stops reading from who publishes: consumers must not
         # share that fate.
         self._publishing = Link(url, name="plexus-publish", heartbeat_s=heartbeat_s)
-        self._consuming = Link(url, name="plexus-consume", heartbeat_s=heartbeat_s)
+        self._receiving = Link(url, name="plexus-consume", heartbeat_s=heartbeat_s)
         self._publisher = Publisher(self._publishing, deadline_s=publish_deadline_s)
-        self._queues = Queues(self._consuming, self._publisher)
+        self._queues = Queues(self._receiving, self._publisher)
+        leases = Leases(database, ttl_s=_LEASE_S)
+        self._consuming = Consuming(self._state, self._receiving, self._publisher, self, leases)
         self._outgoing = Outgoing(
-            self._state, self._publisher, self._queues, hold_s=hold_s, expect=self._expect
+            self._state,
+            self._publisher,
+            self._queues,
+            hold_s=hold_s,
+            settle_s=settle_s,
+            expect=self._consuming.expect,
         )
-        self._logs = Logs(self._consuming, self._publisher)
-        self._windows: dict[str, Window] = {}
+        self._logs = Logs(self._receiving, self._publisher)
+        self._database = database
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         """Begin to deliver what is due."""
+        await self._database.migrate(SCHEMA)
         await self._state.__aenter__()
-        for work in (self._outgoing.run(), self._tidy(), self._follow()):
+        self._consuming.open()
+        for work in (self._outgoing.run(), self._tidy()):
             self._tasks.append(asyncio.create_task(work))
         return self
 
@@ -113,11 +126,9 @@ class RabbitBroker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give everything back and close."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(window.close() for window in self._windows.values()))
+        await end(self._tasks)
         await self._consuming.close()
+        await self._receiving.close()
         await self._publishing.close()
         await self._state.__aexit__(kind, error, trace)
 
@@ -186,12 +197,10 @@ class RabbitBroker:
         present = await self.get_subscription(subscription.name)
         changed = await self._state.update_subscription(subscription)
         if changed.detached and not present.detached:
-            await self._close_window(changed.name)
+            await self._consuming.drop(changed.name)
             await self._queues.purge(changed, detach=True)
             await self._state.drop_deferred(changed.name)
-        window = self._windows.get(changed.name)
-        if window is not None:
-            window.subscription = changed
+        self._consuming.change(changed)
         return changed
 
     async def list_subscriptions(self, *, topic: str = "", limit: int, after: str = "") -> list[Subscription]:
@@ -203,7 +212,7 @@ class RabbitBroker:
         subscription = await self.get_subscription(name)
         await self._queues.delete(subscription)
         await self._state.delete_subscription(name)
-        await self._close_window(name)
+        await self._consuming.drop(name)
 
     async def subscribers(self, topic: str) -> list[Subscription]:
         """See Broker."""
@@ -217,62 +226,16 @@ class RabbitBroker:
         check_messages(messages)
         return await self._outgoing.publish(topic, messages)
 
-    def _expect(self, subscription: str, message_ids: Sequence[str]) -> None:
-        window = self._windows.get(subscription)
-        if window is not None:
-            window.expect(message_ids)
-
-    # Consuming.
-
-    async def _window(self, name: str) -> Window:
-        while True:
-            window = self._windows.get(name)
-            if window is None:
-                subscription = await self._state.attached(name)
-                window = self._windows.get(name)
-                if window is None:
-                    window = self._windows[name] = Window(
-                        subscription, self._consuming, self, shared=self._state.shared
-                    )
-                    window.open()
-            await window.ready()
-            if not window.closed:
-                return window
-            if self._windows.get(name) is window:
-                del self._windows[name]
-
-    async def _close_window(self, name: str) -> None:
-        window = self._windows.pop(name, None)
-        if window is not None:
-            await window.close()
-
     async def _tidy(self) -> None:
-        """Give back what nobody asks for, and forget what is too old, for ever."""
+        """Forget what is too old, for ever."""
         while True:
-            await asyncio.sleep(_IDLE_S / 4)
-            for name in [name for name, window in self._windows.items() if window.idle_s > _IDLE_S]:
-                await self._close_window(name)
             try:
                 await self._state.tidy()
             except PlexusError as error:
                 log.warning("state_not_tidied", reason=error.reason)
+            await asyncio.sleep(_TIDY_S)
 
-    async def _follow(self) -> None:
-        """Let windows see what other replicas change, for ever."""
-        while self._state.shared:
-            await asyncio.sleep(_FOLLOW_S)
-            try:
-                await self._state.fresh()
-                for name, window in list(self._windows.items()):
-                    await self._refresh(name, window)
-            except PlexusError as error:
-                log.warning("catalogue_not_followed", reason=error.reason)
-
-    async def _refresh(self, name: str, window: Window) -> None:
-        try:
-            window.subscription = await self._state.attached(name)
-        except (NotFoundError, FailedPreconditionError):
-            await self._close_window(name)
+    # Consuming.
 
     async def defer(self, subscription: Subscription, carried: Carried, due: float) -> None:
         """See Settling."""
@@ -296,63 +259,38 @@ class RabbitBroker:
         """See Broker."""
         if not 1 <= max_messages <= MAX_BATCH:
             raise InvalidArgumentError(f"must be 1 to {MAX_BATCH}", field="max_messages")
-        deadline = time.monotonic() + min(wait_s, _WAIT_BOUND_S)
-        while True:
-            window = await self._window(subscription)
-            if wait_s == 0:
-                await window.arrivals()
-            news = window.news()
-            deliveries = window.lease(max_messages, max_bytes)
-            left = deadline - time.monotonic()
-            if deliveries or left <= 0:
-                return deliveries
-            try:
-                async with asyncio.timeout(left):
-                    await news.wait()
-            except TimeoutError:
-                continue
+        return await self._consuming.pull(subscription, max_messages, max_bytes, min(wait_s, _WAIT_BOUND_S))
 
     async def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> list[str]:
         """See Broker."""
-        window = self._windows.get(subscription)
-        if window is None:
-            await self.get_subscription(subscription)
-            return list(ack_ids)
-        return await window.acknowledge(ack_ids)
+        return await self._consuming.acknowledge(subscription, ack_ids)
 
     async def nack(self, subscription: str, refusals: Sequence[Refusal]) -> list[str]:
         """See Broker."""
         check_refusals(refusals)
-        window = self._windows.get(subscription)
-        if window is None:
-            await self.get_subscription(subscription)
-            return [refusal.ack_id for refusal in refusals]
-        return await window.nack(refusals)
+        return await self._consuming.nack(subscription, refusals)
 
     async def extend(self, subscription: str, leases: Sequence[tuple[str, float]]) -> list[str]:
         """See Broker."""
         if not all(0 <= seconds <= MAX_LEASE_S for _, seconds in leases):
             raise InvalidArgumentError("must be 0 to 1 h", field="deadline")
-        window = self._windows.get(subscription)
-        if window is None:
-            await self.get_subscription(subscription)
-            return [ack_id for ack_id, _ in leases]
-        return window.extend(leases)
+        return await self._consuming.extend(subscription, leases)
+
+    def hold(self, subscription: str) -> AbstractAsyncContextManager[None]:
+        """See Broker."""
+        return self._consuming.streams.hold(subscription)
 
     async def _settle(self, name: str) -> Subscription:
         subscription = await self.get_subscription(name)
         if not subscription.detached:
-            window = await self._window(name)
-            await window.arrivals()
-            await window.settle()
+            await self._consuming.settle(subscription)
         return subscription
 
     async def stats(self, subscription: str) -> Stats:
         """See Broker; without the oldest message's time, which RabbitMQ does not tell."""
         found = await self._settle(subscription)
         ready = await self._queues.ready(found)
-        window = self._windows.get(subscription)
-        here, leased, waiting = window.counts() if window is not None else (0, 0, 0)
+        here, leased, waiting = await self._consuming.counts(subscription)
         delayed = await self._state.deferred(subscription)
         dead = (await self._state.dead_letter_stats(subscription)).total
         return Stats(ready + here, leased, delayed + waiting, dead)
@@ -415,9 +353,8 @@ class RabbitBroker:
                     "on RabbitMQ a subscription without a log is set to now or later only",
                     reason="SEEK_NEEDS_LOG",
                 )
-        window = await self._window(subscription)
         await self._queues.purge(found)
-        await window.clear()
+        await self._consuming.clear(subscription)
         await self._state.drop_deferred(subscription)
         if topic is not None and topic.log:
             wanted = Events(after=position.time or 0.0, from_sequence=position.sequence or 0)

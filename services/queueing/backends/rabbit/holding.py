@@ -111,9 +111,9 @@ class Holding:
     # What goes out.
 
     def lease(
-        self, subscription: Subscription, max_messages: int, max_bytes: int, now: float
+        self, subscription: Subscription, max_messages: int, max_bytes: int, now: float, prefix: str = ""
     ) -> list[Delivery]:
-        """Hand out what is ready."""
+        """Hand out what is ready, under ids that begin with a prefix."""
         deliveries: list[Delivery] = []
         total, until = 0, now + subscription.ack_deadline_s
         while self._ready and len(deliveries) < max_messages:
@@ -124,10 +124,18 @@ class Holding:
             heapq.heappop(self._ready)
             self._mortal -= bool(held.carried.expires)
             total += size
-            token = uuid.uuid4().hex
+            token = f"{prefix}{uuid.uuid4().hex}"
             self._leases[token] = (held, until)
             deliveries.append(Delivery(token, held.carried.stored, held.carried.attempts + 1))
         return deliveries
+
+    def surplus(self) -> Sequence[Held]:
+        """Forget what is ready, and give it; not for an ordered subscription, whose keys would stop."""
+        entries = [held for _, _, held in self._ready]
+        self._ready.clear()
+        self._mortal = 0
+        self.present.difference_update(held.identity for held in entries)
+        return entries
 
     def take(self, token: str, now: float) -> Held | None:
         """End a lease; none if it has ended."""

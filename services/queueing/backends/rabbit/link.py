@@ -16,6 +16,8 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ProbableAut
 from services.runtime.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from aio_pika.abc import AbstractChannel, AbstractConnection
 
 log = structlog.get_logger(__name__)
@@ -25,6 +27,7 @@ BROKEN = (AMQPError, ChannelInvalidStateError, ConnectionError, OSError, Runtime
 DEPENDENCY = "rabbitmq"
 _CONNECT_S = 10.0
 _CLOSE_S = 5.0
+_RETRY_S = 0.2
 
 
 def away(why: str = "RabbitMQ cannot be reached") -> UnavailableError:
@@ -36,6 +39,19 @@ def interrupted() -> bool:
     """Whether a CancelledError is aio-pika's, whose waits end so with the connection, not our caller's."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() == 0
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their end.
+
+    Python 3.11's `wait_for`, which aio-pika waits with, forgets a cancellation that comes with the result, so
+    that one is not enough.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_RETRY_S)
 
 
 class Link:

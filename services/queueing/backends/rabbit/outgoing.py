@@ -50,6 +50,7 @@ class Outgoing:
         queues: Queues,
         *,
         hold_s: float,
+        settle_s: float,
         expect: Callable[[str, Sequence[str]], None],
     ) -> None:
         """Set it up.
@@ -59,12 +60,14 @@ class Outgoing:
             publisher: To RabbitMQ.
             queues: In RabbitMQ.
             hold_s: How long another publisher may have a deduplication id without a confirmation.
+            settle_s: How long RabbitMQ may take to have a new queue on disk.
             expect: Told the name of a subscription and the ids of messages that come to it.
         """
         self._state = state
         self._publisher = publisher
         self._queues = queues
         self._hold_s = hold_s
+        self._settle_s = settle_s
         self._expect = expect
         self._moving = asyncio.Lock()
 
@@ -85,7 +88,19 @@ class Outgoing:
                         "the same message is being published", reason="DEDUP_IN_PROGRESS", retry_after_s=1
                     )
                 await asyncio.sleep(_ASK_S)
+        await self._on_disk(route)
         return ids
+
+    async def _on_disk(self, route: Route) -> None:
+        """Wait until the queues are as durable as the messages in them.
+
+        RabbitMQ confirms a message when it is on disk, and writes down a new queue some time after it has
+        answered its declaration: killed in between, it has neither.
+        """
+        youngest = max((subscription.created for subscription in route.subscribers), default=0.0)
+        left = min(self._settle_s, youngest + self._settle_s - time.time())
+        if left > 0:
+            await asyncio.sleep(left)
 
     async def _publish(
         self, route: Route, messages: Sequence[Message], ids: list[str], todo: Sequence[int]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from services.queueing.backends.rabbit.link import BROKEN, away
+from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
 from services.queueing.backends.rabbit.topology import (
     DIRECT,
     TOPICS,
@@ -43,6 +44,10 @@ class Queues:
             yield channel
         except BROKEN as error:
             raise away(why) from error
+        except asyncio.CancelledError:
+            if interrupted():
+                raise away(why) from None
+            raise
         finally:
             if not channel.is_closed:
                 await channel.close()

@@ -65,6 +65,11 @@ def queue_name(subscription: str, level: Priority) -> str:
     return f"plexus.subscription.{subscription}.{int(level)}"
 
 
+def replica_name(address: str) -> str:
+    """The queue at which a replica of the service is asked."""
+    return f"plexus.replica.{address}"
+
+
 def log_name(topic: str) -> str:
     """The stream of a topic."""
     return f"plexus.log.{topic}"

@@ -11,6 +11,7 @@ import itertools
 import math
 import time
 from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -18,16 +19,16 @@ import structlog
 
 from services.queueing.backends.rabbit.acks import Acks
 from services.queueing.backends.rabbit.holding import Held, Holding, Identity
-from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
+from services.queueing.backends.rabbit.link import BROKEN, away, end, interrupted
 from services.queueing.backends.rabbit.topology import levels, queue_name
 from services.queueing.backends.rabbit.wire import AGAIN, Carried, decode
 from services.queueing.domain import MAX_HISTORY, MAX_REASON, Delivery
 from services.runtime.errors import NotFoundError, PlexusError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
-    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
     from services.queueing.backends.rabbit.link import Link
     from services.queueing.domain import Refusal
@@ -43,7 +44,8 @@ _CHECKED = 500
 _RETRY_S = 0.2
 _RETRY_MAX_S = 5.0
 _WATCH_S = 5.0
-_ARRIVAL_S = 2.0
+ARRIVAL_S = 2.0
+"""How long a pull waits for what was published in this process before."""
 _REST_S = 0.01
 _SKEW_S = 5.0
 LEASE_EXPIRED = "lease expired"
@@ -82,7 +84,13 @@ class Window:
     """One subscription's consumer; runs from `open` to `close`."""
 
     def __init__(
-        self, subscription: Subscription, link: Link, settling: Settling, *, shared: bool = False
+        self,
+        subscription: Subscription,
+        link: Link,
+        settling: Settling,
+        *,
+        shared: bool = False,
+        address: Callable[[], str] = str,
     ) -> None:
         """Set it up; nothing runs yet.
 
@@ -91,10 +99,14 @@ class Window:
             link: To RabbitMQ.
             settling: Where messages go from here.
             shared: Whether other processes consume the same subscription.
+            address: Of this process among them, which the ids of its leases begin with.
         """
         self.subscription = subscription
         self.used = time.monotonic()
         self.closed = False
+        self.resting = False
+        self._askers = 0
+        self._address = address
         self._link = link
         self._settling = settling
         # Doubles of what was published later are known by their ids here, those of before by the state.
@@ -113,6 +125,8 @@ class Window:
         self._tasks: list[asyncio.Task[None]] = []
         self._works: set[asyncio.Task[Any]] = set()
         self._channel: AbstractChannel | None = None
+        self._consumers: list[tuple[AbstractQueue, str]] = []
+        self._turning = asyncio.Lock()
 
     def open(self) -> None:
         """Begin."""
@@ -123,17 +137,53 @@ class Window:
         """End; the broker has everything unsettled back."""
         self.closed = True
         self._opened.set()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self._shut()
         await asyncio.gather(*self._works, return_exceptions=True)
         self._wake()
 
     @property
     def idle_s(self) -> float:
-        """For how long nobody has asked or held anything."""
-        return 0.0 if self._held.counts()[1] else time.monotonic() - self.used
+        """For how long nobody has asked."""
+        return 0.0 if self._askers else time.monotonic() - self.used
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Somebody waits for messages during the block."""
+        self._askers += 1
+        try:
+            yield
+        finally:
+            self._askers -= 1
+            self.used = time.monotonic()
+
+    @property
+    def leased(self) -> bool:
+        """Whether anybody holds anything."""
+        return bool(self._held.counts()[1])
+
+    async def rest(self) -> None:
+        """Give back what nobody has asked for, and take nothing more until somebody asks.
+
+        Else it would be kept from the consumers of other replicas. Not for ordered subscriptions: what is
+        given back so comes out of order.
+        """
+        async with self._turning:
+            acks = self._acks
+            if self.resting or not self._opened.is_set() or self.subscription.ordered or acks is None:
+                return
+            self.resting = True
+            for queue, tag in self._consumers:
+                await queue.cancel(tag)
+            await acks.give_back([held.incoming.delivery_tag or 0 for held in self._held.surplus()])
+
+    async def _wake_up(self) -> None:
+        async with self._turning:
+            channel = self._channel
+            if self.resting and channel is not None and not channel.is_closed:
+                self._held.awaited.clear()
+                before = self._held.count()
+                await self._arrivals(before + await self._consume(channel))
 
     # The consumer.
 
@@ -172,34 +222,44 @@ class Window:
                 await channel.close()
         except (*BROKEN, TimeoutError) as error:
             log.info("channel_close_failed", error=type(error).__name__)
+        except asyncio.CancelledError:
+            if not interrupted():
+                raise
 
     async def _open_channel(self) -> AbstractChannel:
         await self._settling.declare(self.subscription)
         channel = await self._link.channel()
-        holding = self._held = Holding(ordered=self.subscription.ordered)
+        self._held = Holding(ordered=self.subscription.ordered)
         self._acks = Acks(await channel.get_underlay_channel())
         self._channel = channel
+        await self._arrivals(await self._consume(channel))
+        self._opened.set()
+        self._wake()
+        return channel
+
+    async def _consume(self, channel: AbstractChannel) -> int:
+        """Begin to consume; how many messages will come at once."""
+        holding = self._held
+        consumers: list[tuple[AbstractQueue, str]] = []
         waiting = 0
+
+        async def arrive(incoming: AbstractIncomingMessage) -> None:
+            if self._held is holding:
+                self._arrive(incoming)
+
         for level in levels(self.subscription):
             queue = await channel.get_queue(queue_name(self.subscription.name, level), ensure=True)
             prefetch = PREFETCH[int(level)]
             waiting += min(prefetch, queue.declaration_result.message_count or 0)
             await channel.set_qos(prefetch_count=prefetch)
-
-            async def arrive(incoming: AbstractIncomingMessage) -> None:
-                if self._held is holding:
-                    self._arrive(incoming)
-
-            await queue.consume(arrive)
-        await self._arrivals(waiting)
-        self._opened.set()
-        self._wake()
-        return channel
+            consumers.append((queue, await queue.consume(arrive)))
+        self._consumers, self.resting = consumers, False
+        return waiting
 
     async def _arrivals(self, count: int) -> None:
         """Wait a while for what was in the queues, so that the first pull sees it."""
         try:
-            async with asyncio.timeout(_ARRIVAL_S):
+            async with asyncio.timeout(ARRIVAL_S):
                 while self._held.count() < count:
                     self._arrived.clear()
                     await self._arrived.wait()
@@ -215,7 +275,7 @@ class Window:
                 async with asyncio.timeout(_WATCH_S):
                     await closed.wait()
             except TimeoutError:
-                if not await self._is_consuming():
+                if not self.resting and not await self._is_consuming():
                     log.warning("consumer_missing", subscription=self.subscription.name)
                     return
 
@@ -368,14 +428,20 @@ class Window:
         try:
             async with asyncio.timeout(_RETRY_MAX_S * 2):
                 await self._opened.wait()
-        except TimeoutError:
+                if self.resting:
+                    await self._wake_up()
+        except (*BROKEN, TimeoutError):
             raise away() from None
+        except asyncio.CancelledError:
+            if interrupted():
+                raise away() from None
+            raise
 
-    async def arrivals(self) -> None:
+    async def arrivals(self, patience_s: float = ARRIVAL_S) -> None:
         """Wait a moment for what was published here before this call."""
         held, mark = self._held, next(self._marks)
         try:
-            async with asyncio.timeout(_ARRIVAL_S):
+            async with asyncio.timeout(patience_s):
                 while held.checking or next(iter(held.awaited.values()), mark) < mark:
                     self._arrived.clear()
                     await self._arrived.wait()
@@ -395,7 +461,9 @@ class Window:
         """Hand out what is ready."""
         self.used = time.monotonic()
         now = time.time()
-        deliveries = self._held.lease(self.subscription, max_messages, max_bytes, now)
+        address = self._address()
+        prefix = f"{address}." if address else ""
+        deliveries = self._held.lease(self.subscription, max_messages, max_bytes, now, prefix)
         if deliveries:
             self._plan(now + self.subscription.ack_deadline_s)
         return deliveries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
 from services.queueing.backends.sqlite.catalogue import Catalogue
@@ -29,11 +30,12 @@ from services.queueing.domain import (
     check_messages,
     check_refusals,
 )
+from services.queueing.exclusive import Holders
 from services.queueing.resources import MAX_LEASE_S, Snapshot, Subscription, Topic
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -64,6 +66,7 @@ class SqliteBroker:
         """
         self._database = Database(file, max_waiting=max_waiting_writes, full_sync=full_sync)
         self._catalogue = Catalogue(self._database)
+        self._holders = Holders()
         self._events = EventLog(self._database, self._catalogue)
         self._snapshots = Snapshots(self._database, self._catalogue)
         self._messages = Messages(
@@ -229,6 +232,12 @@ class SqliteBroker:
         if not all(0 <= seconds <= MAX_LEASE_S for _, seconds in leases):
             raise InvalidArgumentError("must be 0 to 1 h", field="deadline")
         return await self._database.run(lambda: self._deliveries.extend(subscription, leases))
+
+    @asynccontextmanager
+    async def hold(self, subscription: str) -> AsyncIterator[None]:
+        """See Broker."""
+        with self._holders.hold(subscription):
+            yield
 
     async def stats(self, subscription: str) -> Stats:
         """See Broker."""

@@ -1,0 +1,425 @@
+"""Consuming: this replica's windows, and through the others theirs.
+
+Of an unordered subscription each replica that is asked has a window of its own; of an ordered one, only the
+replica that has leased it, since order within a key is kept in the window. A lease of a message is settled
+where it was given out, wherever the consumer says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from services.queueing.backends.rabbit.claims import Claims
+from services.queueing.backends.rabbit.link import BROKEN, end, interrupted
+from services.queueing.backends.rabbit.peers import GoneError, Peers, address_in
+from services.queueing.backends.rabbit.streams import Streams
+from services.queueing.backends.rabbit.window import ARRIVAL_S, Window
+from services.queueing.backends.rabbit.wire import Carried, from_head, head
+from services.queueing.domain import Delivery, Refusal
+from services.runtime.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PlexusError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+
+    from services.queueing.backends.rabbit.link import Link
+    from services.queueing.backends.rabbit.publisher import Publisher
+    from services.queueing.backends.rabbit.state import State
+    from services.queueing.backends.rabbit.window import Settling
+    from services.queueing.resources import Subscription
+    from services.queueing.state.leases import Leases
+
+log = structlog.get_logger(__name__)
+
+_FOLLOW_S = 1.0
+_IDLE_S = 60.0
+_UNASKED_S = 5.0
+"""After this, what nobody asks for is given back to other replicas."""
+_FORWARD_S = 5.0
+_FORWARD_BYTES = 4 * 1024 * 1024
+_RETRY_S = 0.1
+
+Say = dict[str, Any]
+
+
+class Consuming:
+    """Hands out messages and takes them back; open it with `open`, end it with `close`."""
+
+    def __init__(
+        self, state: State, link: Link, publisher: Publisher, settling: Settling, leases: Leases
+    ) -> None:
+        """Set it up.
+
+        Args:
+            state: What RabbitMQ cannot hold.
+            link: To RabbitMQ, for messages that come.
+            publisher: To RabbitMQ.
+            settling: Where messages go that are not acknowledged.
+            leases: Of replicas that share the state.
+        """
+        self._state = state
+        self._link = link
+        self._settling = settling
+        self._windows: dict[str, Window] = {}
+        self._peers = Peers(link, publisher, self._answer)
+        self._claims = Claims(leases, self._peers)
+        self.streams = Streams(self._claims, self._peers, shared=state.shared)
+        self._others: list[str] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Begin."""
+        self._spawn(self._tend())
+        if self._state.shared:
+            self._spawn(self._peers.run())
+            self._spawn(self._claims.run())
+
+    async def close(self) -> None:
+        """Give everything back."""
+        await asyncio.gather(*(window.close() for window in self._windows.values()))
+        if self._state.shared:
+            await self._claims.close()
+        await end(self._tasks)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Windows.
+
+    async def _window(self, name: str) -> Window:
+        while True:
+            window = self._windows.get(name)
+            if window is None:
+                subscription = await self._state.attached(name)
+                window = self._windows.get(name)
+                if window is None:
+                    window = self._windows[name] = Window(
+                        subscription,
+                        self._link,
+                        self._settling,
+                        shared=self._state.shared,
+                        address=lambda: self._peers.address,
+                    )
+                    window.open()
+            await window.ready()
+            if not window.closed:
+                return window
+            if self._windows.get(name) is window:
+                del self._windows[name]
+
+    def expect(self, subscription: str, message_ids: Sequence[str]) -> None:
+        """Messages were published here that this subscription will get."""
+        window = self._windows.get(subscription)
+        if window is not None:
+            window.expect(message_ids)
+
+    async def drop(self, name: str) -> None:
+        """Close a subscription's window."""
+        window = self._windows.pop(name, None)
+        try:
+            await self._claims.drop(_ordered(name))  # first, lest another replica has us open it again
+        finally:
+            if window is not None:
+                await window.close()
+
+    def change(self, subscription: Subscription) -> None:
+        """Use other settings from now on."""
+        window = self._windows.get(subscription.name)
+        if window is not None:
+            window.subscription = subscription
+
+    async def _tend(self) -> None:
+        """Follow what other replicas change, and give back what nobody asks for, for ever."""
+        while True:
+            await asyncio.sleep(_FOLLOW_S)
+            try:
+                if self._state.shared:
+                    await self._state.fresh()
+                    self._others = await self._claims.others()
+            except PlexusError as error:
+                log.warning("catalogue_not_followed", reason=error.reason)
+                continue
+            for name, window in list(self._windows.items()):
+                try:
+                    await self._look_after(name, window)
+                except (*BROKEN, PlexusError) as error:
+                    log.info("window_not_tended", subscription=name, error=type(error).__name__)
+                except asyncio.CancelledError:
+                    if not interrupted():
+                        raise
+
+    async def _look_after(self, name: str, window: Window) -> None:
+        try:
+            window.subscription = await self._state.attached(name)
+        except (NotFoundError, FailedPreconditionError):
+            await self.drop(name)
+            return
+        bound = _UNASKED_S if self._state.shared else _IDLE_S
+        if window.idle_s <= bound:
+            return
+        if not window.leased:
+            await self.drop(name)
+        elif self._state.shared:
+            await window.rest()
+
+    # Pulling.
+
+    async def pull(self, name: str, max_messages: int, max_bytes: int, wait_s: float) -> list[Delivery]:
+        """See Broker."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            subscription = await self._state.attached(name)
+            owner = await self._owner(subscription)
+            left = max(0.0, deadline - time.monotonic())
+            if not owner:
+                deliveries = await self._pull_here(subscription, max_messages, max_bytes, left)
+            else:
+                deliveries = await self._pull_there(owner, name, max_messages, max_bytes, left)
+            if deliveries or time.monotonic() >= deadline:
+                return deliveries
+
+    async def _owner(self, subscription: Subscription) -> str:
+        """The other replica that has an ordered subscription; empty if it is this one's to serve."""
+        if not self._state.shared or not subscription.ordered:
+            return ""
+        name = subscription.name
+        owner = await self._claims.take(_ordered(name), lambda: self._spawn(self.drop(name)))
+        return "" if owner == self._peers.address else owner
+
+    async def _pull_here(
+        self, subscription: Subscription, max_messages: int, max_bytes: int, wait_s: float
+    ) -> list[Delivery]:
+        deadline = time.monotonic() + wait_s
+        name, apart = subscription.name, self._state.shared and subscription.ordered
+        while not apart or self._claims.has(_ordered(name)):
+            window = await self._window(name)
+            if wait_s == 0:
+                # Beside others, what was published here may well arrive there.
+                await window.arrivals(_RETRY_S if self._others else ARRIVAL_S)
+            news = window.news()
+            deliveries = window.lease(max_messages, max_bytes)
+            left = deadline - time.monotonic()
+            if deliveries or left <= 0:
+                return deliveries
+            try:
+                with window.asked():
+                    async with asyncio.timeout(left):
+                        await news.wait()
+            except TimeoutError:
+                continue
+        return []  # another replica has it now
+
+    async def _pull_there(
+        self, owner: str, name: str, max_messages: int, max_bytes: int, wait_s: float
+    ) -> list[Delivery]:
+        wait_s = min(wait_s, _FORWARD_S)
+        question = {
+            "what": "pull",
+            "subscription": name,
+            "max_messages": max_messages,
+            "max_bytes": min(max_bytes, _FORWARD_BYTES),
+            "wait_s": wait_s,
+        }
+        try:
+            answer = await self._peers.ask(owner, question, wait_s=wait_s)
+        except GoneError:
+            await self._claims.evict(_ordered(name), owner)
+            return []
+        if "moved" in answer:
+            await asyncio.sleep(_RETRY_S)
+            return []
+        return [_delivery(said) for said in answer["deliveries"]]
+
+    # Settling.
+
+    async def acknowledge(self, name: str, ack_ids: Sequence[str]) -> list[str]:
+        """See Broker."""
+
+        async def here(ids: Sequence[str]) -> list[str]:
+            window = await self._present(name)
+            return list(ids) if window is None else await window.acknowledge(ids)
+
+        return await self._settle(name, "acknowledge", [(ack_id, ack_id) for ack_id in ack_ids], here)
+
+    async def nack(self, name: str, refusals: Sequence[Refusal]) -> list[str]:
+        """See Broker."""
+
+        async def here(said: Sequence[list[Any]]) -> list[str]:
+            window = await self._present(name)
+            given = [Refusal(*refusal) for refusal in said]
+            return [refusal.ack_id for refusal in given] if window is None else await window.nack(given)
+
+        said = [(r.ack_id, [r.ack_id, r.reason, r.delay_s, r.dead]) for r in refusals]
+        return await self._settle(name, "nack", said, here)
+
+    async def extend(self, name: str, leases: Sequence[tuple[str, float]]) -> list[str]:
+        """See Broker."""
+
+        async def here(said: Sequence[list[Any]]) -> list[str]:
+            window = await self._present(name)
+            return (
+                [ack_id for ack_id, _ in said] if window is None else window.extend([(a, s) for a, s in said])
+            )
+
+        return await self._settle(name, "extend", [(ack_id, [ack_id, s]) for ack_id, s in leases], here)
+
+    async def _present(self, name: str) -> Window | None:
+        window = self._windows.get(name)
+        if window is None:
+            await self._state.subscription(name)
+        return window
+
+    async def _settle(
+        self,
+        name: str,
+        what: str,
+        said: Sequence[tuple[str, Any]],
+        here: Callable[[Sequence[Any]], Awaitable[list[str]]],
+    ) -> list[str]:
+        """Tell each replica what is said of its leases; the ids of those that had ended."""
+        groups: dict[str, list[tuple[str, Any]]] = {}
+        for ack_id, entry in said:
+            address = address_in(ack_id)
+            groups.setdefault("" if address == self._peers.address else address, []).append((ack_id, entry))
+
+        async def tell(address: str, entries: list[tuple[str, Any]]) -> list[str]:
+            if not address or not self._state.shared:
+                return await here([entry for _, entry in entries])
+            question = {"what": what, "subscription": name, "leases": [entry for _, entry in entries]}
+            try:
+                return list((await self._peers.ask(address, question))["expired"])
+            except GoneError:
+                return [ack_id for ack_id, _ in entries]  # its messages are with the broker again
+
+        results = await asyncio.gather(*(tell(*group) for group in groups.items()), return_exceptions=True)
+        expired: list[str] = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            expired += result
+        return expired
+
+    # Answering other replicas.
+
+    async def _answer(self, question: Say) -> Say:
+        what, name = question.get("what"), str(question.get("subscription", ""))
+        if what == "pull":
+            return await self._answer_pull(name, question)
+        if what in {"acknowledge", "nack", "extend"}:
+            leases = question["leases"]
+            if what == "acknowledge":
+                expired = await self.acknowledge(name, leases)
+            elif what == "nack":
+                expired = await self.nack(name, [Refusal(*refusal) for refusal in leases])
+            else:
+                expired = await self.extend(name, [(ack_id, seconds) for ack_id, seconds in leases])
+            return {"expired": expired}
+        window = self._windows.get(name)
+        if what == "counts":
+            return {"counts": window.counts() if window is not None else (0, 0, 0)}
+        if what in {"clear", "settle"}:
+            if window is not None:
+                await (window.clear() if what == "clear" else window.settle())
+            return {"there": window is not None}
+        if what == "here":
+            return {}
+        raise InvalidArgumentError(f"a replica asks for {what!r}", reason="REPLICA_QUESTION_UNKNOWN")
+
+    async def _answer_pull(self, name: str, question: Say) -> Say:
+        if not self._claims.has(_ordered(name)):
+            return {"moved": True}
+        deliveries = await self._pull_here(
+            await self._state.attached(name),
+            question["max_messages"],
+            question["max_bytes"],
+            min(question["wait_s"], _FORWARD_S),
+        )
+        answer: Say = {"deliveries": [_said(delivery) for delivery in deliveries]}
+        if deliveries:
+            leases = [[delivery.ack_id, 0.0] for delivery in deliveries]
+            answer["given"] = {"subscription": name, "leases": leases}
+        return answer
+
+    # What concerns every replica.
+
+    async def _ask_all(self, question: Say) -> list[Say | PlexusError]:
+        if not self._state.shared:
+            return []
+
+        async def ask(address: str) -> Say | PlexusError:
+            try:
+                return await self._peers.ask(address, question)
+            except GoneError:
+                return {}
+            except PlexusError as error:
+                return error
+
+        return await asyncio.gather(*map(ask, await self._claims.others()))
+
+    async def settle(self, subscription: Subscription) -> None:
+        """Do, wherever messages are, what the time asks for."""
+        name = subscription.name
+        window = self._windows.get(name)
+        if window is None:
+            answers = await self._ask_all({"what": "settle", "subscription": name})
+            if any(isinstance(answer, dict) and answer.get("there") for answer in answers):
+                return
+            if await self._owner(subscription):
+                return
+            window = await self._window(name)
+        else:
+            window = await self._window(name)
+            await self._ask_all({"what": "settle", "subscription": name})
+        await window.arrivals(_RETRY_S if self._others else ARRIVAL_S)
+        await window.settle()
+
+    async def counts(self, name: str) -> tuple[int, int, int]:
+        """Ready, leased and waiting for their time, of all replicas that answer."""
+        window = self._windows.get(name)
+        answers = await self._ask_all({"what": "counts", "subscription": name})
+        counted: list[Iterable[int]] = [window.counts() if window is not None else (0, 0, 0)]
+        counted += [said["counts"] for said in answers if isinstance(said, dict) and "counts" in said]
+        ready, leased, waiting = (sum(column) for column in zip(*counted, strict=True))
+        return ready, leased, waiting
+
+    async def clear(self, name: str) -> None:
+        """Be done with everything that any replica holds.
+
+        Raises:
+            UnavailableError: A replica did not answer.
+        """
+        for answer in await self._ask_all({"what": "clear", "subscription": name}):
+            if isinstance(answer, PlexusError):
+                raise answer
+        if name in self._windows or not self._state.shared:
+            await (await self._window(name)).clear()
+
+
+def _ordered(name: str) -> str:
+    return f"ordered/{name}"
+
+
+def _said(delivery: Delivery) -> Say:
+    return {
+        "ack_id": delivery.ack_id,
+        "attempt": delivery.attempt,
+        "message_id": delivery.message.message_id,
+        "head": head(Carried(delivery.message)),
+        "data": base64.b64encode(delivery.data).decode(),
+    }
+
+
+def _delivery(said: Say) -> Delivery:
+    message = from_head(said["head"], said["message_id"], base64.b64decode(said["data"])).stored
+    return Delivery(said["ack_id"], message, said["attempt"])
