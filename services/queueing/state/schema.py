@@ -8,20 +8,20 @@ DDL for both databases, and its comparison shows in tests that the steps lead to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from sqlalchemy import Column, Integer, MetaData, Table, Text, func, insert, select, text, update
 
 from services.runtime.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from alembic.operations import Operations
     from sqlalchemy import Connection
 
-Step = Callable[[Operations], None]
+Step: TypeAlias = "Callable[[Operations], None]"
 
 _VERSIONS = Table(
     "schema_versions",
@@ -71,6 +71,10 @@ def migrate(connection: Connection, schema: Schema) -> int:
             reason="STATE_TOO_NEW",
         )
     if done < len(schema.steps):
+        # Large, and most starts find nothing to do.
+        from alembic.migration import MigrationContext  # noqa: PLC0415
+        from alembic.operations import Operations  # noqa: PLC0415
+
         operations = Operations(MigrationContext.configure(connection))
         for step in schema.steps[done:]:
             step(operations)
