@@ -82,13 +82,20 @@ def write(consul: httpx.Client, entry: dict[str, Any]) -> None:
     eventually(lambda: consul.put("/config", json=entry).status_code == httpx.codes.OK, WITHIN_S)
 
 
-@pytest.fixture
-def client(backend: Backend, agent: ConsulAgent) -> Iterator[httpx.Client]:
-    """Asks the edge; at the start the rules are those shipped, whatever a test before left."""
-    with agent.http() as consul, backend.client() as client:
-        write(consul, SHIPPED)
-        until(client, 200, backend)
+@pytest.fixture(scope="module")
+def edge(backend: Backend) -> Iterator[httpx.Client]:
+    """Asks the edge."""
+    with backend.client() as client:
         yield client
+
+
+@pytest.fixture
+def client(edge: httpx.Client, backend: Backend, agent: ConsulAgent) -> httpx.Client:
+    """The same; at the start the rules are those shipped, whatever a test before left."""
+    with agent.http() as consul:
+        write(consul, SHIPPED)
+    until(edge, 200, backend)
+    return edge
 
 
 def all_healthy(consul: httpx.Client, backend: Backend) -> None:
