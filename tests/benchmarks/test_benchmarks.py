@@ -50,6 +50,13 @@ def test_mesh() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_schedules() -> None:
+    figures = run("schedules", "--count", "50")
+    assert set(figures) == {"schedules", "stored", "seconds", "p50_ms", "p99_ms", "cpu_s", "idle_cpu"}
+    assert figures["stored"] == 50
+
+
+@pytest.mark.timeout(300)
 def test_intentions(consul_program: Path) -> None:
     assert consul_program.is_file()
     figures = run("intentions", "--changes", "1")
