@@ -12,6 +12,9 @@ import aio_pika
 import httpx
 import pytest
 
+import plexus.client
+from plexus.queueing.v1 import queueing_pb2 as pb
+from plexus.queueing.v1 import queueing_pb2_grpc
 from services.queueing.backends.rabbit.topology import (
     PERMISSION,
     TOPICS,
@@ -20,8 +23,10 @@ from services.queueing.backends.rabbit.topology import (
     routing_key,
 )
 from services.queueing.backends.rabbit.wire import encode, fresh
+from services.queueing.calls import Calls
 from services.queueing.domain import Message, Refusal, Where
 from services.queueing.resources import Backoff, Priority, RetryPolicy, Subscription, Topic
+from services.queueing.servicer import QueueingServicer
 from services.runtime.errors import ResourceExhaustedError, UnavailableError
 from tests.contracts.broker import AT_ONCE, bodies, publish, pull, subscribe
 from tests.queueing.rabbit import rabbit_broker
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 
     from services.queueing.backends.rabbit import RabbitBroker
     from services.queueing.domain import Delivery
+    from tests.conftest import Serve
 
 # One server for the module, since these tests harm it.
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("rabbitmq-faults")]
@@ -97,6 +103,50 @@ async def test_what_was_confirmed_survives_the_servers_death_and_consumers_go_on
                 continue
     found = await everything(broker, len(confirmed))
     assert {delivery.message.message_id for delivery in found} >= set(confirmed)
+
+
+async def test_the_sdks_publisher_and_subscriber_outlive_the_servers_death(
+    server: RabbitServer, broker: RabbitBroker, serve: Serve
+) -> None:
+    await subscribe(broker)
+    await asyncio.to_thread(server.settle)
+    seen: set[bytes] = set()
+    some, enough = asyncio.Event(), asyncio.Event()
+    total = 300
+
+    async def handle(delivery: pb.Delivery) -> None:
+        seen.add(delivery.data)
+        if len(seen) >= total / 3:
+            some.set()
+        if len(seen) == total:
+            enough.set()
+
+    async with (
+        Calls(broker) as calls,
+        serve(
+            lambda server: queueing_pb2_grpc.add_QueueingServiceServicer_to_server(
+                QueueingServicer(broker, calls), server
+            )
+        ) as channel,
+        asyncio.timeout(2 * RECOVERY_S),
+    ):
+        stub = queueing_pb2_grpc.QueueingServiceStub(channel)
+        subscriber = plexus.client.Subscriber(stub, "work", handle, on_error=lambda _: None)
+        publisher = plexus.client.Publisher(stub, "jobs", deadline_s=RECOVERY_S, max_messages=20)
+        async with subscriber, publisher:
+
+            async def send() -> None:
+                for number in range(total):
+                    await publisher.send(b"%d" % number)
+                await publisher.flush()
+
+            sending = asyncio.create_task(send())
+            await some.wait()
+            server.kill()
+            await asyncio.to_thread(server.start)
+            await sending
+            await enough.wait()
+    assert seen == {b"%d" % number for number in range(total)}
 
 
 async def test_a_server_that_falls_silent_is_noticed_and_nothing_is_lost(
