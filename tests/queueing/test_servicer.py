@@ -269,3 +269,31 @@ async def test_a_dead_letter_is_read_counted_and_missed(stub: queueing_pb2_grpc.
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetDeadLetter(pb.GetDeadLetterRequest(subscription="work", id="999"))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_draining_stream_gets_nothing_more_and_keeps_what_it_has(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    await _publish(stub, "a")
+    said: asyncio.Queue[pb.StreamingPullRequest | None] = asyncio.Queue()
+
+    async def requests() -> AsyncIterator[pb.StreamingPullRequest]:
+        yield pb.StreamingPullRequest(subscription="work")
+        while (request := await said.get()) is not None:
+            yield request
+
+    call = stub.StreamingPull(requests())
+    responses = aiter(call)
+    (held,) = (await anext(responses)).deliveries
+    said.put_nowait(pb.StreamingPullRequest(drain=True, acknowledge=["invented"]))
+    assert (await anext(responses)).expired == ["invented"]
+    await _publish(stub, "b")
+    wait = pb.PullRequest(subscription="work")
+    wait.wait.FromSeconds(60)
+    (other,) = (await stub.Pull(wait)).deliveries
+    assert (other.data, other.attempt) == (b"b", 1)
+    said.put_nowait(pb.StreamingPullRequest(acknowledge=[held.ack_id]))
+    said.put_nowait(None)
+    assert [response async for response in responses] == []
+    stats = await stub.GetStats(pb.GetStatsRequest(subscription="work"))
+    assert (stats.ready, stats.leased) == (0, 1)
