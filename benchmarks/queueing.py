@@ -2,11 +2,14 @@
 
 The service is a process of its own; RabbitMQ is one node on this machine. Messages are persistent and every
 publish waits for its confirmation, bare ones too. Bare SQLite inserts as many bytes, in as large
-transactions, with the same fsync. All are measured in one run, one after the other.
+transactions, with the same fsync. Bare and Plexus take turns, and a ratio is the median of the turns'. Celery
+and Plexus's publisher and subscriber run the same task on the same broker.
 
-The last line is one JSON object: publish_ratio and consume_ratio (Plexus on RabbitMQ over bare aio-pika with
-256 publishes in flight, consuming with a prefetch of 100; bars 0.7), sqlite_batch_per_s (bar 10,000),
-sqlite_ratio (over bare SQLite), p50_ms and p99_ms (end to end on RabbitMQ at a fixed rate).
+The last line is one JSON object, of the first size: publish_ratio and consume_ratio (Plexus on RabbitMQ over
+bare aio-pika with 256 publishes in flight, consuming with a prefetch of 100; bars 0.7), celery_ratio (tasks a
+second from the first sent until the last has run, over Celery; bar 3), celery_queued_ratio (tasks that were
+all sent before), sqlite_batch_per_s (bar 10,000), sqlite_ratio (over bare SQLite), p50_ms and p99_ms (end to
+end on RabbitMQ at a fixed rate).
 """
 
 from __future__ import annotations
@@ -15,15 +18,14 @@ import argparse
 import asyncio
 import json
 import shutil
-import sqlite3
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import aio_pika
-
+from benchmarks.broker.bare import BATCH, IN_FLIGHT, bare_rabbit, bare_sqlite, in_flight, rate
+from benchmarks.broker.tasks import celery_tasks, plexus_tasks
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1.queueing_pb2_grpc import QueueingServiceStub
 from tests.servers.programs import RABBITMQ
@@ -31,28 +33,11 @@ from tests.servers.queueing import QueueingServer
 from tests.servers.rabbitmq import RabbitServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
 
-IN_FLIGHT, BATCH, PREFETCH = 256, 100, 100
 RATE_PER_S = 200
-
-
-async def rate(count: int, work: Awaitable[None]) -> float:
-    """How many a second."""
-    began = time.perf_counter()
-    await work
-    return count / (time.perf_counter() - began)
-
-
-async def in_flight(count: int, lanes: int, one: Callable[[], Awaitable[object]]) -> None:
-    """Do something so often, so many at once."""
-
-    async def lane(number: int) -> None:
-        for _ in range(number, count, lanes):
-            await one()
-
-    await asyncio.gather(*(lane(number) for number in range(lanes)))
+ROUNDS = 3
 
 
 class Plexus:
@@ -147,72 +132,91 @@ async def _publish(stub: QueueingServiceStub, message: pb.Message) -> None:
     await stub.Publish(pb.PublishRequest(topic="timed", messages=[message]))
 
 
-async def bare_rabbit(url: str, count: int, size: int) -> tuple[float, float]:
-    """Publishing and consuming a second with aio-pika alone, on a quorum queue."""
-    async with await aio_pika.connect(url) as connection:
-        channel = await connection.channel()
-        queue = await channel.declare_queue("bare", durable=True, arguments={"x-queue-type": "quorum"})
-        exchange = channel.default_exchange
-        message = aio_pika.Message(b"x" * size, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        publishing = await rate(
-            count, in_flight(count, IN_FLIGHT, lambda: exchange.publish(message, "bare", mandatory=True))
-        )
-        consumer = await connection.channel()
-        await consumer.set_qos(prefetch_count=PREFETCH)
-        queue = await consumer.get_queue("bare", ensure=False)
-        left, done = count, asyncio.Event()
+class Turns:
+    """Bare and Plexus in turns, on one backend and size."""
 
-        async def take(incoming: aio_pika.abc.AbstractIncomingMessage) -> None:
-            nonlocal left
-            await incoming.ack()
-            left -= 1
-            if left == 0:
-                done.set()
+    def __init__(self, name: str, size: int) -> None:
+        """Nothing is measured yet."""
+        self._name = name
+        self._size = size
+        self._rounds: list[dict[str, float]] = []
 
-        async def run() -> None:
-            await queue.consume(take)
-            await done.wait()
+    async def take(self, way: Plexus, count: int, bare: dict[str, float]) -> None:
+        """One turn of Plexus after one of the bare library."""
+        alone = max(count // 10, 10)
+        found = {
+            "one by one": await way.publish(alone, 1),
+            "256 in flight": await way.publish(count, IN_FLIGHT),
+            "batches of 100": await way.publish(count, 4, BATCH),
+            "stream": await way.stream(count, BATCH),
+        }
+        found["consume"] = await way.consume(alone + count + 2 * (count // BATCH * BATCH))
+        self._rounds.append(found | bare)
 
-        return publishing, await rate(count, run())
+    def report(self) -> None:
+        """Print the medians."""
+        for what in self._rounds[0]:
+            self.tell(what, statistics.median(entry[what] for entry in self._rounds))
 
+    def tell(self, what: str, value: float) -> None:
+        """Print a line."""
+        print(f"{self._name:<10}{self._size:>7} B  {what:<22}{value:>10.1f}", flush=True)
 
-def bare_sqlite(file: Path, count: int, size: int) -> float:
-    """Inserts a second in transactions of a batch, each on the disk when it is committed."""
-    db = sqlite3.connect(file, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("CREATE TABLE messages (id INTEGER PRIMARY KEY, data BLOB NOT NULL)")
-    data, began = b"x" * size, time.perf_counter()
-    for _ in range(count // BATCH):
-        db.execute("BEGIN IMMEDIATE")
-        db.executemany("INSERT INTO messages (data) VALUES (?)", [(data,)] * BATCH)
-        db.execute("COMMIT")
-    elapsed = time.perf_counter() - began
-    db.close()
-    return count / elapsed
+    def best(self) -> float:
+        """The better of batches and stream."""
+        return statistics.median(_best(entry) for entry in self._rounds)
+
+    def ratio(self, what: str, bare: str) -> float:
+        """The median of a turn's quotients; `best` is the better of batches and stream."""
+        quotients = [(_best(r) if what == "best" else r[what]) / r[bare] for r in self._rounds]
+        return round(statistics.median(quotients), 3)
 
 
-async def plexus(name: str, url: str, folder: Path, count: int, size: int) -> dict[str, float]:
-    """Every way through Plexus, on one backend."""
+def _best(entry: dict[str, float]) -> float:
+    return max(entry["batches of 100"], entry["stream"])
+
+
+async def on_rabbit(url: str, folder: Path, count: int, size: int) -> dict[str, float]:
+    """Plexus on RabbitMQ and aio-pika."""
+    turns = Turns("rabbitmq", size)
     await asyncio.to_thread(folder.mkdir)
     with QueueingServer(folder, url) as server:
         async with server.channel() as channel:
             way = Plexus(QueueingServiceStub(channel), size)
             await way.prepare()
-            found = {
-                "one by one": await way.publish(max(count // 10, 10), 1),
-                "256 in flight": await way.publish(count, IN_FLIGHT),
-                "batches of 100": await way.publish(count, 4, BATCH),
-                "stream": await way.stream(count, BATCH),
-            }
-            published = max(count // 10, 10) + count + 2 * (count // BATCH * BATCH)
-            found["consume"] = await way.consume(published)
+            for _ in range(ROUNDS):
+                publishing, consuming = await bare_rabbit(url, count, size)
+                bare = {"aio-pika 256 in flight": publishing, "aio-pika consume": consuming}
+                await turns.take(way, count, bare)
             times = await way.latencies(min(count, 1000))
-    found["p50 ms"] = statistics.median(times)
-    found["p99 ms"] = statistics.quantiles(times, n=100)[98]
-    for what, value in found.items():
-        print(f"{name:<10}{size:>7} B  {what:<16}{value:>10.1f}", flush=True)
-    return found
+    turns.report()
+    p50, p99 = statistics.median(times), statistics.quantiles(times, n=100)[98]
+    turns.tell("p50 ms", p50)
+    turns.tell("p99 ms", p99)
+    return {
+        "publish_ratio": turns.ratio("best", "aio-pika 256 in flight"),
+        "consume_ratio": turns.ratio("consume", "aio-pika consume"),
+        "p50_ms": round(p50, 2),
+        "p99_ms": round(p99, 2),
+    }
+
+
+async def on_sqlite(folder: Path, count: int, size: int) -> dict[str, float]:
+    """Plexus on SQLite and SQLite."""
+    turns = Turns("sqlite", size)
+    await asyncio.to_thread(folder.mkdir)
+    with QueueingServer(folder) as server:
+        async with server.channel() as channel:
+            way = Plexus(QueueingServiceStub(channel), size)
+            await way.prepare()
+            for number in range(ROUNDS):
+                bare = await asyncio.to_thread(bare_sqlite, folder / f"bare-{number}.sqlite", count, size)
+                await turns.take(way, count, {"SQLite in batches": bare})
+    turns.report()
+    return {
+        "sqlite_batch_per_s": round(turns.best()),
+        "sqlite_ratio": turns.ratio("best", "SQLite in batches"),
+    }
 
 
 async def measure(server: RabbitServer, folder: Path, count: int, sizes: list[int]) -> dict[str, float]:
@@ -220,37 +224,40 @@ async def measure(server: RabbitServer, folder: Path, count: int, sizes: list[in
     figures: dict[str, float] = {}
     for size in sizes:
         with server.vhost() as vhost:
-            publishing, consuming = await bare_rabbit(server.url(vhost), count, size)
-            rabbit = await plexus("rabbitmq", server.url(vhost), folder / f"rabbit-{size}", count, size)
-        bare = bare_sqlite(folder / f"bare-{size}.sqlite", count, size)
-        sqlite = await plexus("sqlite", "", folder / f"sqlite-{size}", count, size)
-        print(f"{'aio-pika':<10}{size:>7} B  {'256 in flight':<16}{publishing:>10.1f}")
-        print(f"{'aio-pika':<10}{size:>7} B  {'consume':<16}{consuming:>10.1f}")
-        print(f"{'raw SQLite':<10}{size:>7} B  {'batches of 100':<16}{bare:>10.1f}", flush=True)
-        best = max(rabbit["batches of 100"], rabbit["stream"])
-        best_sqlite = max(sqlite["batches of 100"], sqlite["stream"])
-        figures = figures or {
-            "publish_ratio": round(best / publishing, 3),
-            "consume_ratio": round(rabbit["consume"] / consuming, 3),
-            "sqlite_batch_per_s": round(best_sqlite),
-            "sqlite_ratio": round(best_sqlite / bare, 3),
-            "p50_ms": round(rabbit["p50 ms"], 2),
-            "p99_ms": round(rabbit["p99 ms"], 2),
-        }
+            rabbit = await on_rabbit(server.url(vhost), folder / f"rabbit-{size}", count, size)
+        sqlite = await on_sqlite(folder / f"sqlite-{size}", count, size)
+        figures = figures or rabbit | sqlite
     return figures
+
+
+def tasks(server: RabbitServer, folder: Path, count: int, size: int) -> dict[str, float]:
+    """Celery's workers and Plexus's."""
+    folder.mkdir()
+    with server.vhost() as vhost, QueueingServer(folder, server.url(vhost)) as served:
+        celery = celery_tasks(server.url(vhost), folder / "celery", count, size)
+        plexus = plexus_tasks(f"127.0.0.1:{served.port}", folder / "plexus", count, size)
+    for name, (together, queued) in (("celery", celery), ("plexus", plexus)):
+        print(f"{name:<10}{size:>7} B  {'tasks sent and run':<22}{together:>10.1f}")
+        print(f"{name:<10}{size:>7} B  {'tasks queued before':<22}{queued:>10.1f}", flush=True)
+    return {
+        "celery_ratio": round(plexus[0] / celery[0], 2),
+        "celery_queued_ratio": round(plexus[1] / celery[1], 2),
+    }
 
 
 def main() -> None:
     """Start RabbitMQ, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
-    parser.add_argument("--messages", type=int, default=20_000)
+    parser.add_argument("--messages", type=int, default=20_000, help="of each way, in all turns")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 16_384])
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="plexus-bench-"))
     try:
         (folder / "rabbitmq").mkdir()
         with RabbitServer(RABBITMQ.provide(), folder / "rabbitmq") as server:
-            figures = asyncio.run(measure(server, folder, max(options.messages, IN_FLIGHT), options.sizes))
+            count = max(options.messages // ROUNDS, IN_FLIGHT)
+            figures = asyncio.run(measure(server, folder, count, options.sizes))
+            figures |= tasks(server, folder / "tasks", count, options.sizes[0])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(figures))
