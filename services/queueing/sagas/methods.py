@@ -145,11 +145,12 @@ class Methods:
 
         A repeated attempt has the same request id, so that a service which knows the first answer gives it.
         """
-        attempt = saga.attempt
-        method = find(action.method)
-        if attempt is None or method is None:
+        if saga.attempt is None:
             raise ValueError(f"nothing to call in saga {saga.id!r}")
-        call_id = attempt.call_id
+        call_id = saga.attempt.call_id
+        method = find(action.method)
+        if method is None:  # defined when another version of this service knew it
+            return Failed(call_id, Problem("UNIMPLEMENTED", f"no method {action.method}"), untouched=True)
         values = {"saga": {"id": saga.id}, "input": saga.input, "results": saga.results}
         message: Any = GetMessageClass(method.input_type)()
         try:

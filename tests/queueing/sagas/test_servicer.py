@@ -22,6 +22,7 @@ from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.domain import Message
 from services.queueing.replies import Kind, Reply
+from services.queueing.sagas.definitions import Action, Definition, Step
 from services.queueing.sagas.methods import Methods
 from services.queueing.sagas.orchestrator import Orchestrator, Pace
 from services.queueing.sagas.requests import REPLIES, Channel
@@ -440,6 +441,15 @@ async def test_a_method_that_knows_request_ids_does_its_work_once(world: World) 
     (one,) = (await world.sagas.ListSagas(inner)).sagas
     driven = await world.store.get("s1")
     assert driven.results["start"]["id"] == one.id
+
+
+async def test_a_method_that_is_no_more_fails_its_step(world: World) -> None:
+    """Defined by another version of the service, which checks nothing here."""
+    gone = Step("a", Action(method="queueing/Gone"), Action(method="queueing/Gone"))
+    await world.store.create_definition(Definition("order", (gone,)))
+    await world.start("s1")
+    saga = await world.reaches("s1")
+    assert (saga.state, saga.error_code) == (sagas_pb2.SAGA_STATE_COMPENSATED, "UNIMPLEMENTED")
 
 
 async def test_an_error_of_a_method_decides_whether_it_is_undone(world: World) -> None:
