@@ -11,7 +11,7 @@ import pytest
 from services.queueing.domain import Message, Position
 from services.queueing.resources import DAY_S, Topic
 from services.runtime.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
-from tests.contracts.broker import bodies, publish, pull, settled, subscribe
+from tests.contracts.broker_steps import bodies, publish, pull, settled, subscribe
 
 if TYPE_CHECKING:
     from services.queueing.domain import Broker

@@ -18,7 +18,8 @@ from services.queueing.domain import Events, Message
 from services.queueing.resources import Topic
 from services.queueing.state import Database
 from services.runtime.errors import UnimplementedError
-from tests.contracts.broker import BrokerContract, publish, subscribe
+from tests.contracts.broker import BrokerContract
+from tests.contracts.broker_steps import publish, subscribe
 from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:

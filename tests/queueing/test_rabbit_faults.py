@@ -28,7 +28,7 @@ from services.queueing.domain import Message, Refusal, Where
 from services.queueing.resources import Backoff, Priority, RetryPolicy, Subscription, Topic
 from services.queueing.servicer import QueueingServicer
 from services.runtime.errors import ResourceExhaustedError, UnavailableError
-from tests.contracts.broker import AT_ONCE, bodies, publish, pull, subscribe
+from tests.contracts.broker_steps import AT_ONCE, bodies, publish, pull, subscribe
 from tests.queueing.rabbit import rabbit_broker
 from tests.servers.rabbitmq import RabbitServer
 

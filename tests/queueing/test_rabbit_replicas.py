@@ -13,7 +13,7 @@ import pytest
 from services.queueing.domain import Message, Position, Redrive, Refusal, Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError, NotFoundError
-from tests.contracts.broker import AT_ONCE, bodies, dead, publish, pull, settled, subscribe
+from tests.contracts.broker_steps import AT_ONCE, bodies, dead, publish, pull, settled, subscribe
 from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from services.queueing.backends.sqlite.migrations import MIGRATIONS
 from services.queueing.domain import Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError
-from tests.contracts.broker import BrokerContract, bodies, publish, pull, subscribe
+from tests.contracts.broker import BrokerContract
 from tests.contracts.broker_snapshots import SnapshotContract
+from tests.contracts.broker_steps import bodies, publish, pull, subscribe
 from tests.killed import killed_writer
 
 if TYPE_CHECKING:

@@ -1,0 +1,180 @@
+"""What every Broker does: dead letters and logs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.queueing.domain import Events, Message, Position, Redrive, Refusal, Where
+from services.queueing.resources import Subscription, Topic
+from services.runtime.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+)
+from tests.contracts.broker_steps import AT_ONCE, arriving, bodies, publish, pull, subscribe
+
+if TYPE_CHECKING:
+    from services.queueing.domain import Broker
+
+
+class KeepingContract:
+    """What is kept."""
+
+    async def test_given_up_messages_go_to_the_dead_letter_topic(self, broker: Broker) -> None:
+        await broker.create_topic(Topic("graves"))
+        await subscribe(broker, dead_letter_topic="graves")
+        await broker.create_subscription(Subscription("mourner", "graves"))
+        await publish(broker, "a", attributes={"k": "v"})
+        (delivery,) = await pull(broker)
+        await broker.nack("work", [Refusal(delivery.ack_id, "bad", dead=True)])
+        (grave,) = await pull(broker, "mourner", wait_s=10)
+        assert (grave.data, grave.message.message_id) == (b"a", delivery.message.message_id)
+        assert grave.message.attributes == {
+            "k": "v",
+            "plexus-dead-letter-subscription": "work",
+            "plexus-dead-letter-topic": "jobs",
+            "plexus-dead-letter-reason": "bad",
+            "plexus-dead-letter-attempts": "1",
+        }
+        assert (await broker.stats("work")).dead == 0
+
+    async def test_a_dead_letter_topic_that_nobody_hears_keeps_nothing(self, broker: Broker) -> None:
+        await broker.create_topic(Topic("graves"))
+        await subscribe(broker, dead_letter_topic="graves")
+        await publish(broker, "a")
+        (delivery,) = await pull(broker)
+        await broker.nack("work", [Refusal(delivery.ack_id, dead=True)])
+        assert (await broker.stats("work")).dead == 1
+
+    async def _graveyard(self, broker: Broker) -> None:
+        """Three dead letters: a and b for `bad format`, c for `no reply`."""
+        await subscribe(broker)
+        await publish(broker, "a", "b", "c")
+        deliveries = await pull(broker)
+        reasons = ("bad format", "bad format", "no reply")
+        await broker.nack(
+            "work",
+            [Refusal(d.ack_id, reason, dead=True) for d, reason in zip(deliveries, reasons, strict=True)],
+        )
+
+    async def test_dead_letters_are_found_by_reason_topic_and_time(self, broker: Broker) -> None:
+        await self._graveyard(broker)
+
+        async def found(where: Where) -> list[bytes]:
+            letters = await broker.list_dead_letters("work", where, limit=10)
+            return [letter.message.data for letter in letters]
+
+        assert await found(Where(reason="format")) == [b"a", b"b"]
+        assert await found(Where(topic="jobs")) == [b"a", b"b", b"c"]
+        assert await found(Where(topic="other")) == []
+        assert await found(Where(after=time.time() + 3600)) == []
+        assert await found(Where(before=time.time() - 3600)) == []
+        assert await found(Where(reason="reply", after=time.time() - 3600)) == [b"c"]
+        assert await found(Where(ids=["invented"])) == []
+
+    async def test_dead_letters_are_counted_by_reason(self, broker: Broker) -> None:
+        await self._graveyard(broker)
+        stats = await broker.dead_letter_stats("work")
+        assert (stats.total, stats.reasons) == (3, {"bad format": 2, "no reply": 1})
+        assert 0 < stats.oldest <= stats.newest <= time.time()
+
+    async def test_chosen_dead_letters_are_redriven_to_another_topic(self, broker: Broker) -> None:
+        await self._graveyard(broker)
+        await broker.create_topic(Topic("repair"))
+        await broker.create_subscription(Subscription("mechanic", "repair"))
+        assert await broker.redrive("work", Where(reason="bad format"), Redrive("repair")) == 2
+        assert await arriving(broker, "mechanic", count=2) == ["a", "b"]
+        assert (await broker.stats("work")).dead == 1
+
+    async def test_a_redrive_to_a_topic_that_nobody_hears_is_refused(self, broker: Broker) -> None:
+        await self._graveyard(broker)
+        await broker.create_topic(Topic("void"))
+        with pytest.raises(FailedPreconditionError):
+            await broker.redrive("work", Where(), Redrive("void"))
+        assert (await broker.stats("work")).dead == 3
+
+    async def test_a_redrive_keeps_to_its_rate(self, broker: Broker) -> None:
+        await self._graveyard(broker)
+        assert await broker.redrive("work", Where(), Redrive(per_second=0.001)) == 3
+        assert bodies(await pull(broker, wait_s=10)) == ["a"]
+        assert (await broker.stats("work")).delayed == 2
+
+    async def test_chosen_dead_letters_are_purged(self, broker: Broker) -> None:
+        await self._graveyard(broker)
+        assert await broker.purge("work", Where(reason="reply")) == 1
+        assert (await broker.stats("work")).dead == 2
+
+    async def _logged(self, broker: Broker) -> None:
+        await broker.create_topic(Topic("audit", log=True))
+        for number in range(6):
+            kind = "even" if number % 2 == 0 else "odd"
+            message = Message(
+                b"%d" % number, {"type": kind}, correlation_id=f"c{number % 3}", ordering_key=f"k{number % 3}"
+            )
+            await broker.publish("audit", [message])
+
+    async def _events(self, broker: Broker, events: Events, limit: int = 100) -> list[str]:
+        return [e.message.data.decode() for e in await broker.list_events("audit", events, limit=limit)]
+
+    async def test_a_log_keeps_what_was_published_in_order(self, broker: Broker) -> None:
+        await self._logged(broker)
+        events = await broker.list_events("audit", Events(), limit=100)
+        assert [event.message.data for event in events] == [b"%d" % number for number in range(6)]
+        sequences = [event.sequence for event in events]
+        assert sequences == sorted(set(sequences))
+        assert await self._events(broker, Events(from_sequence=sequences[4])) == ["4", "5"]
+        assert await self._events(broker, Events(), limit=2) == ["0", "1"]
+
+    async def test_events_are_found_by_type_correlation_key_and_time(self, broker: Broker) -> None:
+        await self._logged(broker)
+        assert await self._events(broker, Events(kind="odd")) == ["1", "3", "5"]
+        assert await self._events(broker, Events(correlation_id="c1")) == ["1", "4"]
+        assert await self._events(broker, Events(ordering_key="k2", kind="even")) == ["2"]
+        (third,) = (await broker.list_events("audit", Events(), limit=4))[3:]
+        assert await self._events(broker, Events(after=third.message.published)) == ["3", "4", "5"]
+        assert await self._events(broker, Events(before=third.message.published)) == ["0", "1", "2"]
+
+    async def test_events_are_replayed_to_one_subscription(self, broker: Broker) -> None:
+        await self._logged(broker)
+        for name in ("one", "two"):
+            await broker.create_subscription(Subscription(name, "audit", retry=AT_ONCE))
+        assert await broker.replay("audit", Events(kind="odd"), "one") == 3
+        assert await arriving(broker, "one", count=3) == ["1", "3", "5"]
+        assert await pull(broker, "two") == []
+
+    async def test_a_subscription_is_set_back_and_forth_along_the_log(self, broker: Broker) -> None:
+        await broker.create_topic(Topic("audit", log=True))
+        await broker.create_subscription(Subscription("reader", "audit", retry=AT_ONCE))
+        await broker.publish("audit", [Message(b"%d" % number) for number in range(4)])
+        found = await pull(broker, "reader")
+        await broker.acknowledge("reader", [delivery.ack_id for delivery in found])
+        events = await broker.list_events("audit", Events(), limit=10)
+        await broker.seek("reader", Position(sequence=events[2].sequence))
+        assert await arriving(broker, "reader", count=2) == ["2", "3"]
+        await broker.seek("reader", Position(time=0))
+        assert await arriving(broker, "reader", count=4) == ["0", "1", "2", "3"]
+        await broker.seek("reader", Position(time=time.time() + 1))
+        assert await pull(broker, "reader") == []
+
+    async def test_seek_without_a_log_drops_what_is_older(self, broker: Broker) -> None:
+        await subscribe(broker)
+        await publish(broker, "a")
+        with pytest.raises(FailedPreconditionError):
+            await broker.seek("work", Position(sequence=1))
+        await broker.seek("work", Position(time=time.time() + 1))
+        assert await pull(broker) == []
+
+    async def test_a_topic_without_a_log_has_no_events(self, broker: Broker) -> None:
+        with pytest.raises(FailedPreconditionError):
+            await broker.list_events("jobs", Events(), limit=1)
+        with pytest.raises(NotFoundError):
+            await broker.list_events("nothing", Events(), limit=1)
+
+    async def test_a_log_forgets_what_is_too_old_or_too_much(self, broker: Broker) -> None:
+        topic = await broker.create_topic(Topic("audit", log=True))
+        await broker.publish("audit", [Message(b"x" * 1000) for _ in range(10)])
+        await broker.update_topic(replace(topic, retention_bytes=3500))
+        assert len(await self._events(broker, Events())) == 3
