@@ -256,6 +256,21 @@ async def test_a_task_goes_on_elsewhere_without_its_worker_and_its_result_comes_
     assert runs >= 3
 
 
+async def test_many_tasks_at_once_get_their_own_results(queueing: QueueingServiceStub) -> None:
+    app = plexus.client.TaskApp("shop")
+
+    @app.task()
+    async def double(number: int) -> int:
+        plexus.client.progress(number)
+        return 2 * number
+
+    async with working(app, queueing, concurrency=100):
+        handles = await asyncio.gather(*(double.delay(number) for number in range(500)))
+        results = await asyncio.gather(*(handle.result(timeout_s=LONG_S) for handle in handles))
+        assert results == [2 * number for number in range(500)]
+        assert [step async for step in handles[7].progress()] == [7]
+
+
 async def test_options_say_when_and_whether_a_task_is_run(queueing: QueueingServiceStub) -> None:
     app = plexus.client.TaskApp("shop")
     seen: list[str] = []

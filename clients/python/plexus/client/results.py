@@ -27,7 +27,7 @@ from plexus.client.replies import (
     REPLY_TO,
     RESULT,
 )
-from plexus.client.retrying import pause_s
+from plexus.client.retrying import pause_s, persist
 from plexus.client.subscriber import Subscriber
 from plexus.queueing.v1 import queueing_pb2 as pb
 
@@ -48,6 +48,7 @@ MAX_UNREAD = 1000
 _BEAT_S = 60.0
 _CONCURRENCY = 256
 _CLOSE_S = 5.0
+_PATIENCE_S = 60.0
 
 
 @contextmanager
@@ -175,7 +176,7 @@ class ReplyChannel:
         """
         async with self._opening:
             if not self._tasks:
-                await self._make()
+                await persist(self._make, within_s=_PATIENCE_S)
                 for work in (self._receive(), self._beat()):
                     self._tasks.append(asyncio.create_task(work))
         self._handles[handle.call_id] = handle

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import typing
 import uuid
@@ -27,6 +28,7 @@ from pydantic_core import PydanticSerializationError
 from plexus.client.join import connect
 from plexus.client.publisher import Publisher
 from plexus.client.results import Handle, ReplyChannel, present
+from plexus.client.retrying import persist
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
 
@@ -41,6 +43,7 @@ TASK = "plexus-task"
 """Attribute of a task's message: its name."""
 MAX_RETRIES = 999
 MAX_BACKOFF_S = 600.0
+_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class Task(Generic[P, R, C]):
         Raises:
             TypeError: The arguments do not fit the signature, or are no JSON.
             PublishError: It could not be sent.
+            grpc.RpcError: Its queue could not be made.
         """
         return await self.app.publish(self, self.arguments.dump(args, kwargs), {})
 
@@ -111,6 +115,7 @@ class Task(Generic[P, R, C]):
         Raises:
             TypeError: The arguments do not fit the signature, or are no JSON.
             PublishError: It could not be sent.
+            grpc.RpcError: Its queue could not be made.
         """
         data = self.arguments.dump(args, kwargs)
         handle = Handle(uuid.uuid4().hex, self.returns)
@@ -198,15 +203,16 @@ class _Open:
         self.stub = stub
         self._stack = stack
         self._publishers: dict[str, Publisher] = {}
+        self._opening = asyncio.Lock()
         self.replies = ReplyChannel(stub)
 
     async def publisher(self, queue: str) -> Publisher:
-        if queue not in self._publishers:
-            await declare(self.stub, queue)
-            if queue not in self._publishers:  # not by somebody else meanwhile
-                publisher = self._publishers[queue] = Publisher(self.stub, queue)
-                await self._stack.enter_async_context(publisher)
-        return self._publishers[queue]
+        async with self._opening:
+            if queue not in self._publishers:
+                await persist(lambda: declare(self.stub, queue), within_s=_PATIENCE_S)
+                publisher = await self._stack.enter_async_context(Publisher(self.stub, queue))
+                self._publishers[queue] = publisher
+            return self._publishers[queue]
 
 
 class TaskApp:

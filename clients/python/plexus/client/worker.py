@@ -6,10 +6,12 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import math
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -18,7 +20,7 @@ from pydantic_core import to_json
 
 from plexus.client.failures import problem
 from plexus.client.replies import ERROR, PROGRESS, RESULT, Request, request_of
-from plexus.client.retrying import TRANSIENT, pause_s
+from plexus.client.retrying import persist
 from plexus.client.subscriber import DRAIN_S, RejectError, Subscriber
 from plexus.client.tasks import TASK, declare
 from plexus.queueing.v1 import queueing_pb2 as pb
@@ -98,24 +100,17 @@ class _Run:
             grpc.RpcError: It could not be told in time: the message comes again.
         """
         if self._request is None:
-            return None
+            return
         if self._sending is not None:
             await asyncio.wait([self._sending])
         final = self._request.reply(kind, data, code=code, reason=reason)
         final.dedup_id = f"{self._request.call_id}.{self.attempt}"
         messages = [*self._waiting(), final]
-        ends, failures = time.monotonic() + _REPLY_S, 0
-        while True:
-            try:
-                return await self._publish(messages)
-            except grpc.aio.AioRpcError as error:
-                failures += 1
-                if error.code() is grpc.StatusCode.NOT_FOUND:
-                    return None
-                if error.code() not in TRANSIENT or time.monotonic() > ends:
-                    raise
-                messages = messages[-1:]
-                await asyncio.sleep(pause_s(failures))
+        try:
+            await persist(lambda: self._publish(messages), within_s=_REPLY_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
 
 
 _running: ContextVar[_Run | None] = ContextVar("plexus_task", default=None)
@@ -182,18 +177,8 @@ class Worker:
             grpc.RpcError: A queue cannot be made, or was refused.
         """
         try:
-            failures = 0
             for queue in self.queues:
-                while True:
-                    try:
-                        await declare(self._stub, queue)
-                        break
-                    except grpc.aio.AioRpcError as error:
-                        if error.code() not in TRANSIENT:
-                            raise
-                        failures += 1
-                        log.warning("waiting for the service: %s", problem(error).message)
-                        await asyncio.sleep(pause_s(failures))
+                await persist(partial(declare, self._stub, queue), within_s=math.inf)
             async with asyncio.TaskGroup() as group:
                 for subscriber in self._subscribers:
                     group.create_task(subscriber.run())
