@@ -30,7 +30,7 @@ class Confirmed:
     Attributes:
         ids: Message ids by name; of a message published twice within its window there must be one.
         deduplicated: Names of messages with a deduplication id.
-        begun: By name, when its publishing began that was then confirmed, for messages without a delay.
+        begun: By name, when its first publish began, for messages without a delay.
         unknown: Messages without a deduplication id whose publish failed: they may be stored or not.
         errors: Status codes of failed calls.
     """
@@ -63,7 +63,7 @@ class Producer:
                 await self._insist(messages)
                 if self._dice.random() < _TWICE:
                     again.append((time.monotonic() + self._dice.uniform(0, 5), messages))
-            elif not await self._publish(messages):
+            elif not await self._publish(messages, time.time()):
                 self._told.unknown += len(messages)
             while again and again[0][0] < time.monotonic():
                 await self._insist(again.pop(0)[1])
@@ -83,13 +83,13 @@ class Producer:
         return message
 
     async def _insist(self, messages: list[pb.Message]) -> None:
+        began = time.time()
         while True:
-            if await self._publish(messages):
+            if await self._publish(messages, began):
                 return
             await asyncio.sleep(_RETRY_S)
 
-    async def _publish(self, messages: list[pb.Message]) -> bool:
-        began = time.time()
+    async def _publish(self, messages: list[pb.Message], began: float) -> bool:
         request = pb.PublishRequest(topic=self._topic, messages=messages)
         try:
             answer = await self._stub.Publish(request, timeout=_PUBLISH_S)
