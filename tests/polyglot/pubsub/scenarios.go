@@ -344,7 +344,8 @@ func detach(ctx context.Context, w *world) error {
 	return nil
 }
 
-// cancel: a subscriber that goes away at once gives back what it has, and the next gets all of it.
+// cancel: a subscriber that goes away at once gives back what it has begun with, and the next gets all of it: the
+// rest when its leases end.
 func cancel(ctx context.Context, w *world) error {
 	if err := w.subscribe(ctx, &pb.Subscription{AckDeadlineSeconds: 600}); err != nil {
 		return err
@@ -359,6 +360,7 @@ func cancel(ctx context.Context, w *world) error {
 		return err
 	}
 	now := func(subscriber *pubsub.Subscriber) {
+		subscriber.ReceiveSettings.MaxDurationPerAckExtension = 10 * time.Second
 		subscriber.ReceiveSettings.ShutdownOptions = &pubsub.ShutdownOptions{
 			Timeout:  within,
 			Behavior: pubsub.ShutdownBehaviorNackImmediately,
