@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(600)
 ANSWER_S = 240.0
 SCENARIOS = (
     *("ordering", "redelivery", "dead-letter", "filter", "large", "in-flight", "resume"),
-    *("seek", "settings", "detach", "cancel"),
+    *("seek", "snapshot", "settings", "detach", "cancel"),
 )
 
 

@@ -148,8 +148,7 @@ def test_a_subscription_is_sought_past_what_is_waiting(clients: Clients) -> None
     assert [entry.message.data for entry in clients.pull()] == [b"new"]
 
 
-def test_a_subscription_is_set_back_to_a_snapshot(sqlite_clients: Clients) -> None:
-    clients = sqlite_clients
+def test_a_subscription_is_set_back_to_a_snapshot(clients: Clients) -> None:
     clients.subscribe()
     clients.publisher.publish(clients.topic("jobs"), b"held").result(WAIT_S)
     name = clients.subscriber.snapshot_path("acme", "before")
@@ -167,8 +166,7 @@ def test_a_subscription_is_set_back_to_a_snapshot(sqlite_clients: Clients) -> No
         clients.subscriber.seek(request={"subscription": clients.subscription("work"), "snapshot": name})
 
 
-def test_snapshots_are_kept_listed_changed_and_deleted(sqlite_clients: Clients) -> None:
-    clients = sqlite_clients
+def test_snapshots_are_kept_listed_changed_and_deleted(clients: Clients) -> None:
     clients.subscribe()
     one, two = (clients.subscriber.snapshot_path("acme", name) for name in ("one", "two"))
     for name in (one, two):

@@ -19,6 +19,7 @@ from services.queueing.resources import Topic
 from services.queueing.state import Database
 from services.runtime.errors import UnimplementedError
 from tests.contracts.broker import BrokerContract
+from tests.contracts.broker_snapshots import SnapshotContract
 from tests.contracts.broker_steps import publish, subscribe
 from tests.queueing.rabbit import rabbit_broker
 
@@ -39,7 +40,7 @@ def url(rabbitmq: RabbitServer, rabbitmq_vhost: str) -> str:
     return rabbitmq.url(rabbitmq_vhost)
 
 
-class TestRabbitBroker(BrokerContract):
+class TestRabbitBroker(BrokerContract, SnapshotContract):
     @pytest.fixture
     async def broker(self, url: str, state_url: str) -> AsyncIterator[RabbitBroker]:
         async with rabbit_broker(url, state_url) as broker:

@@ -171,20 +171,62 @@ async def test_a_server_that_falls_silent_is_noticed_and_nothing_is_lost(
     assert {delivery.data for delivery in found} >= {b"a", b"b"}
 
 
-async def test_a_full_disk_is_told_and_consumers_go_on(server: RabbitServer, broker: RabbitBroker) -> None:
+@pytest.mark.parametrize(("resource", "told"), [("disk", "low on disk"), ("memory", "low on memory")])
+async def test_an_alarm_is_told_with_the_brokers_reason_and_consumers_go_on(
+    server: RabbitServer, broker: RabbitBroker, resource: str, told: str
+) -> None:
     await subscribe(broker)
     await publish(broker, "a", "b")
     assert bodies(await pull(broker, count=1)) == ["a"]
-    alarm = "{resource_limit, disk, node()}"
+    alarm = f"{{resource_limit, {resource}, node()}}"
     await asyncio.to_thread(server.control, "eval", f"rabbit_alarm:set_alarm({{{alarm}, []}}).")
     try:
         with pytest.raises(ResourceExhaustedError) as caught:
             await publish(broker, "refused")
-        assert caught.value.reason == "BROKER_BLOCKED"
+        assert (caught.value.reason, caught.value.metadata) == ("BROKER_BLOCKED", {"broker_reason": told})
         assert bodies(await pull(broker, wait_s=30)) == ["b"]
     finally:
         await asyncio.to_thread(server.control, "eval", f"rabbit_alarm:clear_alarm({alarm}).")
     assert await publish(broker, "c")
+    assert broker._publishing.blocked == ""
+
+
+async def test_an_unconfirmed_publish_is_kept_over_a_reconnect(
+    server: RabbitServer, vhost: str, tmp_path: Path
+) -> None:
+    async with rabbit_broker(
+        server.url(vhost), tmp_path / "state.sqlite", publish_deadline_s=RECOVERY_S
+    ) as broker:
+        await broker.create_topic(Topic("jobs"))
+        await subscribe(broker)
+        await publish(broker, "before")
+        await asyncio.to_thread(server.settle)
+        server.kill()
+        waiting = asyncio.create_task(publish(broker, "meanwhile"))
+        done, _ = await asyncio.wait([waiting], timeout=1)
+        assert not done
+        await asyncio.to_thread(server.start)
+        (message_id,) = await asyncio.wait_for(waiting, RECOVERY_S)
+        found = await everything(broker, 2)
+        assert message_id in {delivery.message.message_id for delivery in found}
+
+
+async def test_a_consumer_is_there_again_after_the_server_closes_its_connections(
+    server: RabbitServer, broker: RabbitBroker
+) -> None:
+    await subscribe(broker)
+    await publish(broker, "a")
+    await pull(broker)
+    await asyncio.to_thread(server.control, "close_all_connections", "as an operator does")
+    async with asyncio.timeout(RECOVERY_S):
+        while True:
+            try:
+                await publish(broker, "b")
+                break
+            except UnavailableError:
+                continue
+    found = await everything(broker, 2)
+    assert {delivery.data for delivery in found} == {b"a", b"b"}
 
 
 async def test_queues_deleted_behind_our_back_are_made_again_and_consumed(

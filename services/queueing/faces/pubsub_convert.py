@@ -9,7 +9,7 @@ from google.protobuf import timestamp_pb2
 from google.pubsub_v1.types import pubsub as pubsub_types
 
 from services.queueing.convert import seconds
-from services.queueing.domain import MAX_DATA_BYTES, Delivery, Message
+from services.queueing.domain import Delivery, Message
 from services.queueing.faces.pubsub_names import DELETED, own, theirs
 from services.queueing.resources import DAY_S, Backoff, RetryPolicy, Subscription, Topic
 from services.runtime.errors import InvalidArgumentError, UnimplementedError
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from services.queueing.resources import Snapshot
 
 MIN_DEADLINE_S, MAX_DEADLINE_S = 10, 600
-MAX_RESPONSE_BYTES = MAX_DATA_BYTES
+MAX_RESPONSE_BYTES = 3 * 1024 * 1024
+"""Of several messages together; one is sent whatever its size. Google's client for Python takes 4 MiB at most
+from an emulator, gRPC's default."""
 _DEFAULT_RETENTION_S = 7 * DAY_S
 _UNLIMITED = 1000
 """Attempts of a subscription without a dead letter policy: the most that the domain has."""

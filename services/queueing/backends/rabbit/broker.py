@@ -14,6 +14,7 @@ from services.queueing.backends.rabbit.logs import ALL, Logs, event
 from services.queueing.backends.rabbit.outgoing import Outgoing
 from services.queueing.backends.rabbit.publisher import Publisher
 from services.queueing.backends.rabbit.queues import Queues
+from services.queueing.backends.rabbit.snapshots import Snapshots
 from services.queueing.backends.rabbit.state import Deferral
 from services.queueing.backends.rabbit.store import SqlState
 from services.queueing.backends.rabbit.wire import Carried, again
@@ -111,6 +112,7 @@ class RabbitBroker:
         )
         self._logs = Logs(self._receiving, self._publisher)
         self._database = database
+        self._snapshots = Snapshots(self._state, self._receiving, self._publisher, self._outgoing)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -231,6 +233,7 @@ class RabbitBroker:
         while True:
             try:
                 await self._state.tidy()
+                await self._snapshots.forget_old()
             except PlexusError as error:
                 log.warning("state_not_tidied", reason=error.reason)
             await asyncio.sleep(_TIDY_S)
@@ -339,9 +342,10 @@ class RabbitBroker:
 
     async def seek(self, subscription: str, position: Position) -> None:
         """See Broker; without a log only to now or later, since RabbitMQ's queues are not looked into."""
-        if position.snapshot:
-            raise _no_snapshots()
         found = await self._state.attached(subscription)
+        if position.snapshot:
+            await self._restore(position.snapshot, found)
+            return
         topic = None if is_pattern(found.topic) else await self.get_topic(found.topic)
         if topic is None or not topic.log:
             if position.time is None:
@@ -353,9 +357,7 @@ class RabbitBroker:
                     "on RabbitMQ a subscription without a log is set to now or later only",
                     reason="SEEK_NEEDS_LOG",
                 )
-        await self._queues.purge(found)
-        await self._consuming.clear(subscription)
-        await self._state.drop_deferred(subscription)
+        await self._empty(found)
         if topic is not None and topic.log:
             wanted = Events(after=position.time or 0.0, from_sequence=position.sequence or 0)
             await self.replay(topic.name, wanted, subscription)
@@ -363,30 +365,45 @@ class RabbitBroker:
     # Snapshots.
 
     async def create_snapshot(self, name: str, subscription: str, labels: dict[str, str]) -> Snapshot:
-        """See Broker."""
-        del name, subscription, labels
-        raise _no_snapshots()
+        """See Broker; on RabbitMQ leases of an ordered subscription end."""
+        found = await self._attached(subscription)
+        if found.ordered:
+            # Its queue has one consumer at a time.
+            await self._consuming.drop(subscription)
+
+        def held() -> list[Carried]:
+            return self._consuming.messages(subscription)
+
+        return await self._snapshots.create(name, found, labels, held)
 
     async def get_snapshot(self, name: str) -> Snapshot:
         """See Broker."""
-        del name
-        raise _no_snapshots()
+        return (await self._state.snapshot(name)).snapshot
 
     async def update_snapshot(self, snapshot: Snapshot) -> Snapshot:
         """See Broker."""
-        del snapshot
-        raise _no_snapshots()
+        return await self._state.update_snapshot(snapshot)
 
     async def list_snapshots(self, *, topic: str = "", limit: int, after: str = "") -> list[Snapshot]:
         """See Broker."""
-        del topic, limit, after
-        raise _no_snapshots()
+        return await self._state.snapshots(topic, limit, after)
 
     async def delete_snapshot(self, name: str) -> None:
         """See Broker."""
-        del name
-        raise _no_snapshots()
+        await self._snapshots.delete(name)
 
+    async def _restore(self, name: str, subscription: Subscription) -> None:
+        kept = await self._state.snapshot(name)
+        kept.snapshot.check_seek(subscription)
+        await self._empty(subscription)
+        await self._snapshots.restore(kept, subscription)
 
-def _no_snapshots() -> UnimplementedError:
-    return UnimplementedError("there are no snapshots on RabbitMQ", reason="NO_SNAPSHOTS")
+    async def _empty(self, subscription: Subscription) -> None:
+        """Be done with all that a subscription holds."""
+        await self._queues.purge(subscription)
+        await self._consuming.clear(subscription.name)
+        await self._state.drop_deferred(subscription.name)
+
+    async def _attached(self, name: str) -> Subscription:
+        await self._state.fresh()
+        return await self._state.attached(name)

@@ -118,6 +118,11 @@ class Consuming:
             if self._windows.get(name) is window:
                 del self._windows[name]
 
+    def messages(self, name: str) -> list[Carried]:
+        """What this replica holds of a subscription, in the order in which it came."""
+        window = self._windows.get(name)
+        return window.messages() if window is not None else []
+
     def expect(self, subscription: str, message_ids: Sequence[str]) -> None:
         """Messages were published here that this subscription will get."""
         window = self._windows.get(subscription)

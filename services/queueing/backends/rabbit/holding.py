@@ -190,14 +190,19 @@ class Holding:
             times += [held.carried.expires for _, _, held in self._ready if held.carried.expires]
         return min(times, default=now + _FAR_S)
 
-    def clear(self) -> Sequence[Held]:
-        """Forget everything, and give it."""
+    def entries(self) -> list[Held]:
+        """Everything, in no order."""
         behind: Iterator[Held] = itertools.chain.from_iterable(
             itertools.islice(line, 1, None) for line in self._keys.values()
         )
         entries = [held for _, _, held in (*self._ready, *self._waiting)]
         entries += [held for held, _ in self._leases.values()]
         entries += behind
+        return entries
+
+    def clear(self) -> Sequence[Held]:
+        """Forget everything, and give it."""
+        entries = self.entries()
         for collection in (self._ready, self._waiting, self._leases, self._keys, self.present, self.awaited):
             collection.clear()
         self._behind = self._mortal = 0

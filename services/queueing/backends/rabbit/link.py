@@ -13,6 +13,7 @@ import aio_pika
 import structlog
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ProbableAuthenticationError
 
+from services.queueing.backends.rabbit.blocked import Blocked
 from services.runtime.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ class Link:
         self._heartbeat_s = heartbeat_s
         self._connection: AbstractConnection | None = None
         self._lock = asyncio.Lock()
+        self._blocked = Blocked()
+
+    @property
+    def blocked(self) -> str:
+        """Why the broker takes no messages, in its words; empty while it does, or has not said."""
+        return self._blocked.reason
 
     async def channel(self, *, confirms: bool = False) -> AbstractChannel:
         """A new channel.
@@ -93,11 +100,13 @@ class Link:
             heartbeat=self._heartbeat_s,
             client_properties={"connection_name": self._name},
         )
+        self._blocked.follow(connection.transport and connection.transport.connection)
         log.info("broker_connected", connection=self._name)
         return connection
 
     async def close(self) -> None:
         """Close it; what does not answer in time is left."""
+        self._blocked.end()
         if self._connection is not None:
             try:
                 async with asyncio.timeout(_CLOSE_S):

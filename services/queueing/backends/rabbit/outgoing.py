@@ -143,7 +143,7 @@ class Outgoing:
     async def _put(
         self, route: Route, messages: Sequence[tuple[Message, str]], repeated: Collection[str] = ()
     ) -> None:
-        topic, now = route.topic, time.time()
+        topic, keepers, now = route.topic, route.keepers, time.time()
         outgoing: list[tuple[str, Packet]] = []
         logged: list[tuple[str, Packet]] = []
         later: list[Deferral] = []
@@ -154,13 +154,16 @@ class Outgoing:
                 later += copies(carried, takers, now + message.delay_s)
                 if topic.log:
                     logged.append((log_name(topic.name), encode(carried)))
+                kept = [k.stream for k in keepers if k.snapshot.keeps(topic.name, message.attributes)]
+                logged += [(stream, encode(carried)) for stream in kept]
                 continue
-            if not takers and not topic.log and self._state.shared:
+            if not (takers or topic.log or keepers) and self._state.shared:
                 # Before a message is dropped, ask whether another replica has made a subscription.
                 await self._state.fresh()
                 route = await self._state.route(topic.name)
+                keepers = route.keepers
                 takers = [taker.name for taker in route.subscribers if taker.wants(message.attributes)]
-            if takers or topic.log:
+            if takers or topic.log or keepers:
                 encoded = encode(carried, repeated=message_id in repeated)
                 outgoing.append((routing_key(topic.name, message.priority), encoded))
                 for taker in takers:
@@ -203,6 +206,10 @@ class Outgoing:
                 await self._queues.declare(subscription)
             if not all(await self._publisher.publish(DIRECT, returned)):
                 raise _unroutable()
+
+    def paused(self) -> asyncio.Lock:
+        """While this is held, nothing that is due is moved."""
+        return self._moving
 
     # What is due.
 

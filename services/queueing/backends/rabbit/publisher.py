@@ -91,7 +91,7 @@ class Publisher:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     confirmations = await self._write(exchange, [packets[number] for number in left])
             except TimeoutError:
-                raise _blocked() from None
+                raise _blocked(self._link.blocked) from None
             except UnavailableError as error:
                 failure = error
             except BROKEN:
@@ -162,7 +162,7 @@ class Publisher:
         if waiting:
             for confirmation in waiting:
                 confirmation.cancel()
-            raise _blocked()
+            raise _blocked(self._link.blocked)
         failed = []
         for number, confirmation in zip(numbers, confirmations, strict=True):
             if confirmation.cancelled() or confirmation.exception() is not None:
@@ -172,9 +172,11 @@ class Publisher:
         return failed
 
 
-def _blocked() -> ResourceExhaustedError:
+def _blocked(why: str) -> ResourceExhaustedError:
+    told = why or "its memory or disk is short, or it is overloaded"
     return ResourceExhaustedError(
-        "RabbitMQ takes no messages now: its memory or disk is short, or it is overloaded",
+        f"RabbitMQ takes no messages now: {told}",
         reason="BROKER_BLOCKED",
+        metadata={"broker_reason": why} if why else None,
         retry_after_s=5,
     )

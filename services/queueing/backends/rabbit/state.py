@@ -13,15 +13,24 @@ if TYPE_CHECKING:
 
     from services.queueing.backends.rabbit.wire import Carried
     from services.queueing.domain import DeadLetter, DeadLetterStats, Message, Redrive, Where
-    from services.queueing.resources import Subscription, Topic
+    from services.queueing.resources import Snapshot, Subscription, Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A snapshot and the stream where it keeps messages."""
+
+    snapshot: Snapshot
+    stream: str
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A topic and the subscriptions that follow it, whatever their filters."""
+    """A topic, and the subscriptions and snapshots that follow it, whatever their filters."""
 
     topic: Topic
     subscribers: Sequence[Subscription]
+    keepers: Sequence[Kept] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,4 +224,46 @@ class State(Protocol):
 
     async def purge(self, subscription: str, where: Where) -> int:
         """Delete dead letters."""
+        ...
+
+    # Snapshots.
+
+    async def begin_snapshot(self, kept: Kept) -> None:
+        """Insert a snapshot that keeps, but is not seen yet.
+
+        Raises:
+            AlreadyExistsError: There is one, or another is being made.
+        """
+        ...
+
+    async def finish_snapshot(self, snapshot: Snapshot) -> None:
+        """Let it be seen."""
+        ...
+
+    async def snapshot(self, name: str) -> Kept:
+        """Read a snapshot.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        ...
+
+    async def snapshots(self, topic: str, limit: int, after: str) -> list[Snapshot]:
+        """Read snapshots in order of names."""
+        ...
+
+    async def update_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Replace labels and expiry."""
+        ...
+
+    async def drop_snapshot(self, kept: Kept) -> None:
+        """Delete a snapshot; its stream is gone."""
+        ...
+
+    async def old_snapshots(self) -> list[Kept]:
+        """Those that have expired or were never finished."""
+        ...
+
+    async def deferred_messages(self, subscription: str, limit: int) -> list[Carried]:
+        """Messages that wait for their time, by that time."""
         ...

@@ -75,6 +75,16 @@ def log_name(topic: str) -> str:
     return f"plexus.log.{topic}"
 
 
+def snapshot_name(token: str) -> str:
+    """The stream of a snapshot, of which a name may have one after the other."""
+    return f"plexus.snapshot.{token}"
+
+
+def snapshot_arguments(lives_s: float) -> dict[str, Any]:
+    """Arguments of a snapshot's stream, which forgets nothing while the snapshot lives."""
+    return {"x-queue-type": "stream", "x-max-age": f"{round(lives_s) + 86_400}s"}
+
+
 def routing_key(topic: str, priority: Priority) -> str:
     """Under which a message is published."""
     return f"{int(priority)}.{topic}"

@@ -300,6 +300,7 @@ class Window:
         held = Held(incoming, carried, next(self._numbers), carried.attempts)
         if not carried.expires and self.subscription.ttl_s:
             carried.expires = max(carried.stored.published, 1.0) + self.subscription.ttl_s
+        carried.once = carried.once or self.subscription.exactly_once
         self._held.awaited.pop(carried.stored.message_id, None)
         # Behind those of an ordered subscription that are being asked for, so that nothing overtakes them.
         if self._is_doubtful(held) or (self.subscription.ordered and self._held.checking):
@@ -628,6 +629,10 @@ class Window:
     def counts(self) -> tuple[int, int, int]:
         """Ready, leased, waiting for their time."""
         return self._held.counts()
+
+    def messages(self) -> list[Carried]:
+        """Everything that is held, in the order in which it came."""
+        return [held.carried for held in sorted(self._held.entries())]
 
     async def clear(self) -> None:
         """Be done with everything that is held."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import delete, select, update
 
 from services.queueing.backends.rabbit.state import Route
+from services.queueing.backends.rabbit.store import snapshots
 from services.queueing.backends.rabbit.store.tables import CATALOGUE, SUBSCRIPTIONS, TOPICS
 from services.queueing.patterns import is_pattern
 from services.queueing.resources import Backoff, RetryPolicy, Subscription, Topic
@@ -70,7 +71,11 @@ class Catalogue:
         if known is None:
             memory = self._memory
             async with self._database.reading() as connection:
-                known = Route(await self.read_topic(connection, topic), await subscribers(connection, topic))
+                known = Route(
+                    await self.read_topic(connection, topic),
+                    await subscribers(connection, topic),
+                    await snapshots.keepers(connection, topic),
+                )
             if memory == self._memory:
                 self._routes[topic] = known
         return known
@@ -126,7 +131,7 @@ class Catalogue:
 
     # Changes.
 
-    async def _change(self, job: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+    async def change(self, job: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         """Do it in a transaction that is alone with the catalogue."""
         try:
             async with self._database.transaction() as connection:
@@ -150,7 +155,7 @@ class Catalogue:
                 )
             return created
 
-        return await self._change(job)
+        return await self.change(job)
 
     async def update_topic(self, topic: Topic) -> Topic:
         """Replace a topic's settings."""
@@ -162,7 +167,7 @@ class Catalogue:
             )
             return changed
 
-        return await self._change(job)
+        return await self.change(job)
 
     async def delete_topic(self, name: str) -> None:
         """Delete a topic."""
@@ -171,7 +176,7 @@ class Catalogue:
             await self.read_topic(connection, name)
             await connection.execute(delete(TOPICS).where(TOPICS.c.name == name))
 
-        await self._change(job)
+        await self.change(job)
 
     async def create_subscription(self, subscription: Subscription) -> Subscription:
         """Insert a subscription, or give the present one if it is the same."""
@@ -195,7 +200,7 @@ class Catalogue:
                 )
             return present
 
-        return await self._change(job)
+        return await self.change(job)
 
     async def update_subscription(self, subscription: Subscription) -> Subscription:
         """Replace a subscription's settings."""
@@ -211,7 +216,7 @@ class Catalogue:
             )
             return changed
 
-        return await self._change(job)
+        return await self.change(job)
 
     async def delete_subscription(
         self, name: str, also: Callable[[AsyncConnection], Awaitable[None]]
@@ -223,7 +228,7 @@ class Catalogue:
             await also(connection)
             await connection.execute(delete(SUBSCRIPTIONS).where(SUBSCRIPTIONS.c.name == name))
 
-        await self._change(job)
+        await self.change(job)
 
 
 async def subscribers(connection: AsyncConnection, topic: str) -> Sequence[Subscription]:

@@ -96,6 +96,13 @@ class Deferred:
         async with self._database.reading() as connection:
             return int((await connection.execute(query.where(of_it))).scalar_one())
 
+    async def messages(self, subscription: str, limit: int) -> list[Carried]:
+        """What waits, by the time that it waits for."""
+        query = select(DEFERRED).where(DEFERRED.c.subscription == subscription)
+        async with self._database.reading() as connection:
+            rows = await connection.execute(query.order_by(DEFERRED.c.due, DEFERRED.c.id).limit(limit))
+            return [_deferral(row).carried for row in rows]
+
     @staticmethod
     async def drop(connection: AsyncConnection, subscription: str) -> None:
         """Forget what is kept for a subscription."""

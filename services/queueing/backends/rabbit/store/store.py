@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
+from services.queueing.backends.rabbit.store import snapshots
 from services.queueing.backends.rabbit.store.catalogue import Catalogue, attached
 from services.queueing.backends.rabbit.store.dead_letters import DeadLetters
 from services.queueing.backends.rabbit.store.dedup import Dedup, key_of
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from services.queueing.backends.rabbit.state import Deferral, Reservation, Route
+    from services.queueing.backends.rabbit.state import Deferral, Kept, Reservation, Route
     from services.queueing.backends.rabbit.wire import Carried
     from services.queueing.domain import DeadLetter, DeadLetterStats, Message, Redrive
-    from services.queueing.resources import Subscription, Topic
+    from services.queueing.resources import Snapshot, Subscription, Topic
     from services.queueing.state import Database
 
 
@@ -218,3 +219,40 @@ class SqlState:
     async def purge(self, subscription: str, where: Where) -> int:
         """See State."""
         return await self._dead.purge(subscription, where)
+
+    # Snapshots.
+
+    async def begin_snapshot(self, kept: Kept) -> None:
+        """See State."""
+        await self._catalogue.change(lambda connection: snapshots.begin(connection, kept))
+
+    async def finish_snapshot(self, snapshot: Snapshot) -> None:
+        """See State."""
+        await self._catalogue.change(lambda connection: snapshots.finish(connection, snapshot))
+
+    async def snapshot(self, name: str) -> Kept:
+        """See State."""
+        async with self._database.reading() as connection:
+            return await snapshots.get(connection, name)
+
+    async def snapshots(self, topic: str, limit: int, after: str) -> list[Snapshot]:
+        """See State."""
+        async with self._database.reading() as connection:
+            return await snapshots.page(connection, topic, limit, after)
+
+    async def update_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """See State."""
+        return await self._catalogue.change(lambda connection: snapshots.change(connection, snapshot))
+
+    async def drop_snapshot(self, kept: Kept) -> None:
+        """See State."""
+        await self._catalogue.change(lambda connection: snapshots.drop(connection, kept))
+
+    async def old_snapshots(self) -> list[Kept]:
+        """See State."""
+        async with self._database.reading() as connection:
+            return await snapshots.old(connection)
+
+    async def deferred_messages(self, subscription: str, limit: int) -> list[Carried]:
+        """See State."""
+        return await self._deferred.messages(subscription, limit)

@@ -71,6 +71,20 @@ FINISHED = Table(
     Column("seen", Double, nullable=False, index=True),
 )
 
+SNAPSHOTS = Table(
+    "queues_snapshots",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("topic", Text, nullable=False),
+    Column("filter", Text, nullable=False),
+    Column("expires", Double, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("stream", Text, nullable=False),
+    # Whether it is complete: it is there before, for publishers to fill it.
+    Column("ready", Boolean, nullable=False),
+)
+
 DEFERRED = Table(
     "queues_deferred",
     METADATA,
@@ -175,4 +189,18 @@ def _finished(operations: Operations) -> None:
     )
 
 
-SCHEMA = Schema("queues", METADATA, (_first, _finished))
+def _snapshots(operations: Operations) -> None:
+    operations.create_table(
+        "queues_snapshots",
+        Column("name", Text, primary_key=True),
+        Column("topic", Text, nullable=False),
+        Column("filter", Text, nullable=False),
+        Column("expires", Double, nullable=False),
+        Column("labels", Text, nullable=False),
+        Column("created", Double, nullable=False),
+        Column("stream", Text, nullable=False),
+        Column("ready", Boolean, nullable=False),
+    )
+
+
+SCHEMA = Schema("queues", METADATA, (_first, _finished, _snapshots))
