@@ -188,6 +188,21 @@ async def test_a_run_that_takes_too_long_has_failed(queueing: QueueingServiceStu
     assert "longer than 0.01 s" in str(caught.value)
 
 
+async def test_what_is_too_large_to_be_told_is_told_so(queueing: QueueingServiceStub) -> None:
+    app = plexus.client.TaskApp("shop")
+
+    @app.task()
+    async def large(size: int) -> str:
+        with pytest.raises(ValueError, match="at most"):
+            plexus.client.progress("x" * size)
+        return "x" * size
+
+    async with working(app, queueing):
+        with pytest.raises(plexus.client.TaskFailedError) as caught:
+            await (await large.delay(11 * 1024 * 1024)).result(timeout_s=LONG_S)
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.OUT_OF_RANGE, "RESULT_TOO_LARGE")
+
+
 async def test_messages_of_other_makers_are_taken_or_given_up_with_a_reason(
     queueing: QueueingServiceStub,
 ) -> None:

@@ -19,6 +19,7 @@ import grpc.aio
 from pydantic_core import to_json
 
 from plexus.client.failures import problem
+from plexus.client.publisher import BATCH_BYTES, BATCH_MESSAGES
 from plexus.client.replies import ERROR, PROGRESS, RESULT, Request, request_of
 from plexus.client.retrying import persist
 from plexus.client.subscriber import DRAIN_S, RejectError, Subscriber
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 MAX_REPORTS = 64
 """Progress that waits to be sent; the oldest is dropped."""
+MAX_REPORT_BYTES = 64 * 1024
+MAX_RESULT_BYTES = 10 * 1024 * 1024
 MAX_ERROR = 4000
 _REPLY_S = 60.0
 
@@ -48,18 +51,84 @@ class TaskError(RejectError):
         self.reason = reason
 
 
+def _measured(messages: list[pb.Message]) -> tuple[int, int]:
+    return len(messages), sum(message.ByteSize() for message in messages)
+
+
+class _Replies:
+    """Publishes replies, those of a topic together: while some are on their way the next ones gather."""
+
+    def __init__(self, stub: queueing_pb2_grpc.QueueingServiceStub) -> None:
+        self._stub = stub
+        self._waiting: dict[str, deque[tuple[list[pb.Message], asyncio.Future[None]]]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def publish(self, topic: str, messages: list[pb.Message]) -> None:
+        """Publish messages, again for as long as the service is away, up to a minute.
+
+        Raises:
+            grpc.RpcError: The last failure.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if topic in self._waiting:
+            self._waiting[topic].append((messages, done))
+        else:
+            self._waiting[topic] = deque([(messages, done)])
+            task = asyncio.create_task(self._send(topic))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+        await done
+
+    async def _send(self, topic: str) -> None:
+        waiting = self._waiting[topic]
+        while waiting:
+            batch = [waiting.popleft()]
+            count, size = _measured(batch[0][0])
+            while waiting:
+                more = _measured(waiting[0][0])
+                count, size = count + more[0], size + more[1]
+                if count > BATCH_MESSAGES or size > BATCH_BYTES:
+                    break
+                batch.append(waiting.popleft())
+            if not await self._sent(topic, batch, alone=len(batch) == 1):
+                for each in batch:  # one of them is at fault
+                    await self._sent(topic, [each], alone=True)
+        del self._waiting[topic]
+
+    async def _sent(
+        self, topic: str, batch: list[tuple[list[pb.Message], asyncio.Future[None]]], *, alone: bool
+    ) -> bool:
+        messages = [message for each, _ in batch for message in each]
+        request = pb.PublishRequest(topic=topic, messages=messages)
+        failure: Exception | None = None
+        try:
+            await persist(lambda: self._stub.Publish(request, timeout=_REPLY_S), within_s=_REPLY_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT and not alone:
+                return False
+            failure = error
+        for _, done in batch:
+            if done.done():  # nobody waits any more
+                continue
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+        return True
+
+
 class _Run:
     """A task being run, and what goes to its caller."""
 
     def __init__(
         self,
-        stub: queueing_pb2_grpc.QueueingServiceStub,
+        replies: _Replies,
         request: Request | None,
         delivery: pb.Delivery,
     ) -> None:
         self.attempt = delivery.attempt
         self.message_id = delivery.message_id
-        self._stub = stub
+        self._replies = replies
         self._request = request
         self._loop = asyncio.get_running_loop()
         self._reports: deque[bytes] = deque(maxlen=MAX_REPORTS)
@@ -90,8 +159,7 @@ class _Run:
 
     async def _publish(self, messages: list[pb.Message]) -> None:
         if self._request is not None:
-            topic = self._request.reply_to
-            await self._stub.Publish(pb.PublishRequest(topic=topic, messages=messages), timeout=_REPLY_S)
+            await self._replies.publish(self._request.reply_to, messages)
 
     async def end(self, kind: str, data: bytes, *, code: str = "", reason: str = "") -> None:
         """Tell the caller how it ended; a caller that is not there any more does not matter.
@@ -107,7 +175,7 @@ class _Run:
         final.dedup_id = f"{self._request.call_id}.{self.attempt}"
         messages = [*self._waiting(), final]
         try:
-            await persist(lambda: self._publish(messages), within_s=_REPLY_S)
+            await self._publish(messages)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
@@ -120,11 +188,14 @@ def progress(value: Any) -> None:
     """Report how far the running task is: any JSON value; from its thread too. Nothing happens elsewhere.
 
     Raises:
-        ValueError: The value is no JSON.
+        ValueError: The value is no JSON, or has more than 64 KiB.
     """
     run = _running.get()
     if run is not None:
-        run.report(to_json(value))
+        data = to_json(value)
+        if len(data) > MAX_REPORT_BYTES:
+            raise ValueError(f"a report has at most {MAX_REPORT_BYTES} bytes")
+        run.report(data)
 
 
 def attempt() -> int:
@@ -163,6 +234,7 @@ class Worker:
                 raise ValueError(f"{app.name!r} has no task in queue {queue!r}")
         self._app = app
         self._stub = stub
+        self._replies = _Replies(stub)
         self.queues = tuple(dict.fromkeys(queues)) or tuple(sorted(known))
         self._threads = ThreadPoolExecutor(concurrency * max(1, len(self.queues)), "task")
         self._subscribers = [
@@ -201,7 +273,7 @@ class Worker:
         request = request_of(delivery.attributes)
         if request is not None and 0 < request.deadline < time.time():
             return  # nobody waits any more
-        run = _Run(self._stub, request, delivery)
+        run = _Run(self._replies, request, delivery)
         _running.set(run)  # a handler has a context of its own
         try:
             if delivery.attempt > task.retries + 1:
@@ -238,7 +310,14 @@ class Worker:
             if limit.expired():
                 raise TimeoutError(f"took longer than {task.timeout_s:g} s") from error
             raise
-        return task.returns.dump_json(result)
+        told: bytes = task.returns.dump_json(result)
+        if len(told) > MAX_RESULT_BYTES:
+            raise TaskError(
+                f"the result has {len(told)} bytes, more than {MAX_RESULT_BYTES}",
+                code=grpc.StatusCode.OUT_OF_RANGE,
+                reason="RESULT_TOO_LARGE",
+            )
+        return told
 
 
 def _code(error: Exception) -> grpc.StatusCode:
