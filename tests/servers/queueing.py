@@ -39,6 +39,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 def channel(target: str) -> grpc.aio.Channel:
     """A channel that finds its server again soon."""
     options = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.initial_reconnect_backoff_ms", 100)]
+    options += [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     return grpc.aio.insecure_channel(target, options=options)
 
 
