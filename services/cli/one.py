@@ -45,6 +45,7 @@ def serve(state_dir: Path, name: str, *, number: int, http_port: int) -> None:
     if wanted not in specs:
         raise InvalidArgumentError(f"no process is called {name!r}; there are: {', '.join(specs)}")
     with _alone(run_dir, wanted):
+        backend.collect_seldom()
         asyncio.run(_until_told(specs[wanted].run, wanted))
 
 

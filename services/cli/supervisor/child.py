@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import gc
 import os
 import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from services.cli.supervisor import backend
 from services.runtime.errors import PlexusError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def run_child(run: Run, parent: int, ready_fd: int, log_fd: int, close: Iterable
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - lives as long as the process
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - the same
         sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115 - same
-        gc.enable()
+        backend.collect_seldom()
         asyncio.run(_main(run, parent, ready_fd))
         code = 0
     except PlexusError as error:  # such as a wrong configuration: one line says it all
