@@ -24,6 +24,7 @@ Stub = queueing_pb2_grpc.QueueingServiceStub
 # Servers of their own, since these tests harm them.
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.xdist_group("replicas-killed")]
 PATIENCE_S = 240.0
+ALARM = "{resource_limit, memory, node()}"
 
 
 class Lab:
@@ -31,10 +32,12 @@ class Lab:
 
     def __init__(
         self,
+        rabbit: RabbitServer,
         postgres: PostgresServer,
         database: str,
         servers: Sequence[QueueingServer],
     ) -> None:
+        self.rabbit = rabbit
         self.postgres = postgres
         self._database = database
         self.first, self.second = servers
@@ -44,10 +47,31 @@ class Lab:
         async with self.first.channel() as one, self.second.channel() as two:
             yield Stub(one), Stub(two)
 
+    @contextlib.asynccontextmanager
+    async def no_memory(self) -> AsyncIterator[None]:
+        """RabbitMQ confirms nothing during the block."""
+        await self._alarm(f"rabbit_alarm:set_alarm({{{ALARM}, []}}).")
+        try:
+            yield
+        finally:
+            await self._alarm(f"rabbit_alarm:clear_alarm({ALARM}).")
+
+    async def _alarm(self, expression: str) -> None:
+        await asyncio.to_thread(self.rabbit.control, "eval", expression)
+
     async def count(self, rows: str) -> int:
         """Of rows in the state."""
         query = f"SELECT count(*) FROM {rows}"  # noqa: S608 - a test's own words
         return int(await asyncio.to_thread(self.postgres.sql, query, self._database))
+
+    async def blocked(self) -> bool:
+        """Whether RabbitMQ has stopped reading from somebody who publishes."""
+
+        def states() -> set[str]:
+            with self.rabbit.http() as http:
+                return {connection.get("state", "") for connection in http.get("/connections").json()}
+
+        return "blocked" in await asyncio.to_thread(states)
 
     async def revive(self) -> None:
         await asyncio.to_thread(self.first.start)
@@ -76,7 +100,7 @@ def lab(
             )
             for number in range(2)
         ]
-        yield Lab(database, urlsplit(state).path[1:], servers)
+        yield Lab(rabbit, database, urlsplit(state).path[1:], servers)
 
 
 @pytest.fixture
@@ -134,6 +158,37 @@ async def consumed(stub: Stub, name: str, wanted: set[str]) -> list[str]:
             lost = set(answer.expired)
             seen += [d.message_id for d in pulled.deliveries if d.ack_id not in lost]
     return seen
+
+
+async def test_killed_while_confirms_are_pending(lab: Lab, work: str) -> None:
+    """Between reserving a deduplication id and its confirmation, and while delayed messages are moved."""
+    async with lab.stubs() as (first, second):
+        deduplicated = pb.PublishRequest(topic=work, messages=messages("same", dedup_id="one"))
+        plain = pb.PublishRequest(topic=work, messages=messages("plain"))
+        later = pb.PublishRequest(topic=work, messages=messages(*map(str, range(20))))
+        for message in later.messages:
+            message.delay.FromMilliseconds(1)
+        async with lab.no_memory():
+            # The first publish after an alarm still passes, and has the connection stopped behind it.
+            prime = pb.PublishRequest(topic=work, messages=messages("prime"))
+            primed = asyncio.ensure_future(tried(first.Publish, prime))
+            await until(lab.blocked)
+            confirmed = set((await tried(first.Publish, later)).message_ids)
+            pending = [asyncio.ensure_future(first.Publish(asked)) for asked in (deduplicated, plain)]
+            await until(lambda: lab.count("queues_dedup WHERE until > 0"))
+            await until(lambda: lab.count("pg_stat_activity WHERE state = 'idle in transaction'"))
+            lab.first.kill()
+            primed.cancel()
+            for call in pending:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call
+        (message_id,) = (await tried(second.Publish, deduplicated)).message_ids
+        confirmed |= {message_id, *(await tried(second.Publish, plain)).message_ids}
+        assert list((await second.Publish(deduplicated)).message_ids) == [message_id]
+        seen = await consumed(second, work, confirmed)
+        assert seen.count(message_id) == 1
+        assert await lab.count("queues_deferred") == 0
+        await lab.revive()
 
 
 async def test_killed_while_it_holds_leases(lab: Lab, work: str) -> None:
