@@ -162,7 +162,7 @@ def _resource(
     hub: Hub, connected: Client, url: str, subscription: Subscription, name: str
 ) -> mesh_pb2.Explanation.Resource:
     published = hub.get(url, name)
-    current = "" if published is None else published.seen_from(connected.zone, core=connected.core).version
+    current = "" if published is None else published.seen_from(connected.zone, connected.runs_on).version
     accepted = subscription.acked.get(name, "")
     refusal = subscription.refusal
     return mesh_pb2.Explanation.Resource(

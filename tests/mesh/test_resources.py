@@ -15,7 +15,7 @@ from services.mesh.trust.domain import spiffe_id
 from services.mesh.xds import build as building
 from services.mesh.xds.clusters import cluster
 from services.mesh.xds.endpoints import TOMBSTONE
-from services.mesh.xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, Body
+from services.mesh.xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, Body, Library
 from tests.contracts.registry import instance
 from tests.mesh.policies import EVERYTHING
 
@@ -212,13 +212,26 @@ def test_a_body_is_encoded_as_the_responses_element() -> None:
 def test_clients_on_c_core_get_deadlines_that_allow_for_their_two_clocks() -> None:
     made = build([], policy("timeout: 1s"))[ROUTE, "vectors-route"]
 
-    def timeout_ms(*, core: bool) -> int:
-        value = made.seen_from(core=core).any.value
+    def timeout_ms(library: Library | None) -> int:
+        value = made.seen_from(library=library).any.value
         (host,) = xds_pb2.RouteConfiguration.FromString(value).virtual_hosts
         return host.routes[0].route.max_stream_duration.max_stream_duration.ToMilliseconds()
 
-    assert (timeout_ms(core=False), timeout_ms(core=True)) == (1000, 3000)
-    assert build([], DEFAULT)[ROUTE, "vectors-route"].for_core is None
+    assert [timeout_ms(library) for library in (None, Library.JAVA, Library.CORE)] == [1000, 1000, 3000]
+    assert build([], DEFAULT)[ROUTE, "vectors-route"].by_library == {}
+
+
+def test_clients_in_java_get_no_outlier_detection_which_loses_their_calls() -> None:
+    made = build([], DEFAULT)[CLUSTER, "vectors"]
+
+    def detects(library: Library | None) -> bool:
+        message = xds_pb2.Cluster.FromString(made.seen_from(library=library).any.value)
+        assert message.HasField("transport_socket")
+        return message.HasField("outlier_detection")
+
+    assert [detects(library) for library in (None, Library.CORE, Library.JAVA)] == [True, True, False]
+    assert Library.of("gRPC Java") is Library.JAVA
+    assert Library.of("gRPC Go") is None
 
 
 def test_by_default_a_call_that_a_stopping_server_cancels_is_tried_again() -> None:

@@ -24,10 +24,12 @@ class Caller(Program):
         sources: What it is built from; the names and bytes of the files are its version.
         in_doubt: Code and text of what its library says of a call that a dying connection took with it, and
             that no retry policy of xDS reaches.
+        sets_aside: Whether it is sent outlier detection.
     """
 
     sources: ClassVar[tuple[Path, ...]]
     in_doubt: ClassVar[tuple[str, str]] = ("", "")
+    sets_aside: ClassVar[bool] = True
 
     @property
     def version(self) -> str:
@@ -102,6 +104,7 @@ class JavaCaller(Caller):
     tools = ("java", "javac", "mvn")
     sources = (_HERE / "java", _CLIENTS / "java")
     in_doubt = ("UNKNOWN", "channel closed")
+    sets_aside = False
 
     def make(self, folder: Path) -> Path:
         """Build it."""

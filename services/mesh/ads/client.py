@@ -11,7 +11,7 @@ import structlog
 from prometheus_client import Counter
 
 from plexus.xds.v1 import xds_pb2
-from services.mesh.xds.resources import CLUSTER, LISTENER, PUSH_ORDER
+from services.mesh.xds.resources import CLUSTER, LISTENER, PUSH_ORDER, Library
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +24,6 @@ WHOLE = frozenset({LISTENER, CLUSTER})
 """Types whose response is always the complete set of what is subscribed; a missing one counts as deleted."""
 MAX_NAMES = 20_000
 """Resources of one type that a client may ask for; the rest is ignored."""
-_CORE = "gRPC C-core"
 _MAX_PENDING = 16
 """Unanswered responses of a type that are remembered; a client that answers none of them is beyond help."""
 
@@ -120,7 +119,7 @@ class Client:
         self.node = ""
         self.zone = ""
         self.library = ""
-        self.core = False
+        self.runs_on: Library | None = None
         self.connected = time.time()
         self.wake = asyncio.Event()
 
@@ -130,7 +129,7 @@ class Client:
             self.node = request.node.id
             self.zone = request.node.locality.zone
             self.library = request.node.user_agent_name
-            self.core = self.library.startswith(_CORE)
+            self.runs_on = Library.of(self.library)
         url = request.type_url
         if url not in PUSH_ORDER:
             return
@@ -232,7 +231,7 @@ class Client:
         else:
             names = subscription.names if asked and first else dirty
         forms = {
-            name: resource.seen_from(self.zone, core=self.core)
+            name: resource.seen_from(self.zone, self.runs_on)
             for name in sorted(names)
             if (resource := self._hub.get(url, name)) is not None
         }

@@ -50,6 +50,6 @@ def build(service: str, instances: Iterable[Instance], policy: Policy, identity:
     # The whole service stays a cluster beside its subsets: the edge and old routes of clients name it.
     named = {service: serving} | {subset_cluster(service, name): members for name, members in subsets.items()}
     for name, members in named.items():
-        resources[CLUSTER, name] = Resource(Body.of(CLUSTER, cluster(name, policy, identity)))
+        resources[CLUSTER, name] = cluster(name, policy, identity)
         resources[ENDPOINT, name] = endpoints(name, members, policy)
     return resources

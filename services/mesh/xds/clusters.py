@@ -9,7 +9,7 @@ from google.protobuf import wrappers_pb2
 
 from plexus.xds.v1 import xds_pb2
 from services.mesh.bootstrap import CERTIFICATE_PROVIDER
-from services.mesh.xds.resources import T, ads, duration, number, pack
+from services.mesh.xds.resources import CLUSTER, Body, Library, Resource, T, ads, duration, number, pack
 
 if TYPE_CHECKING:
     from services.mesh.policy.domain import OutlierDetection, Policy
@@ -18,14 +18,28 @@ _TLS = T + "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _CONNECT_TIMEOUT = timedelta(seconds=5)
 
 
-def cluster(name: str, policy: Policy, identity: str) -> xds_pb2.Cluster:
+def cluster(name: str, policy: Policy, identity: str) -> Resource:
     """A cluster.
 
     Args:
         name: Its name and that of its endpoints.
         policy: Of the service.
         identity: SPIFFE id that its servers must have.
+
+    Raises:
+        ValueError: The identity is empty, which would accept any server of the mesh.
     """
+    message = _cluster(name, policy, identity)
+    body = Body.of(CLUSTER, message)
+    if policy.outlier_detection is None:
+        return Resource(body)
+    # grpc-java (1.85) with outlier detection may pick an endpoint that is just being taken away; it then
+    # fails over the count of the call's end, and the call hangs for ever, beyond its deadline.
+    message.ClearField("outlier_detection")
+    return Resource(body, by_library={Library.JAVA: Body.of(CLUSTER, message)})
+
+
+def _cluster(name: str, policy: Policy, identity: str) -> xds_pb2.Cluster:
     message = xds_pb2.Cluster(
         name=name,
         type=xds_pb2.DISCOVERY_TYPE_EDS,

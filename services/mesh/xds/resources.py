@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from google.protobuf import any_pb2, duration_pb2, wrappers_pb2
@@ -54,6 +55,19 @@ class Body:
         return cls(packed, hashlib.sha256(packed.value).hexdigest()[:12], frame)
 
 
+class Library(StrEnum):
+    """A library of gRPC that must be sent something else; the value is how its clients begin their name."""
+
+    CORE = "gRPC C-core"
+    """Below Python, C++, Ruby and PHP."""
+    JAVA = "gRPC Java"
+
+    @classmethod
+    def of(cls, user_agent: str) -> Library | None:
+        """The library of a client; None for one that needs nothing of its own."""
+        return next((library for library in cls if user_agent.startswith(library)), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """A resource: the same for all clients, or another for some.
@@ -61,37 +75,32 @@ class Resource:
     Attributes:
         body: What clients get.
         by_zone: What clients of these zones get instead.
-        for_core: What clients on gRPC's C-core get instead.
+        by_library: What clients on these libraries get instead.
     """
 
     body: Body
     by_zone: Mapping[str, Body] = field(default_factory=dict)
-    for_core: Body | None = None
+    by_library: Mapping[Library, Body] = field(default_factory=dict)
 
-    def seen_from(self, zone: str = "", *, core: bool = False) -> Body:
+    def seen_from(self, zone: str = "", library: Library | None = None) -> Body:
         """The form for a client.
 
         Args:
             zone: Where it runs.
-            core: Whether it runs on gRPC's C-core, as Python, C++, Ruby and PHP do.
+            library: What it runs on, if that matters.
         """
-        if core and self.for_core is not None:
-            return self.for_core
+        if library is not None and library in self.by_library:
+            return self.by_library[library]
         return self.by_zone.get(zone, self.body)
 
     def same_as(self, other: Resource | None) -> bool:
         """Whether no client could tell the two apart."""
-        return (
-            other is not None
-            and self.body.frame == other.body.frame
-            and _frame(self.for_core) == _frame(other.for_core)
-            and self.by_zone.keys() == other.by_zone.keys()
-            and all(body.frame == other.by_zone[zone].frame for zone, body in self.by_zone.items())
-        )
+        return other is not None and _frames(self) == _frames(other)
 
 
-def _frame(body: Body | None) -> bytes:
-    return b"" if body is None else body.frame
+def _frames(resource: Resource) -> list[tuple[str, bytes]]:
+    forms = (*sorted(resource.by_zone.items()), *sorted(resource.by_library.items()))
+    return [("", resource.body.frame), *((name, body.frame) for name, body in forms)]
 
 
 def pack(type_url: str, message: Message) -> any_pb2.Any:

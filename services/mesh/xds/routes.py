@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from plexus.xds.v1 import xds_pb2
 from services.mesh.xds.listeners import FAULT_FILTER, fault_config
-from services.mesh.xds.resources import ROUTE, Body, Resource, duration, number, route_name, subset_cluster
+from services.mesh.xds.resources import (
+    ROUTE,
+    Body,
+    Library,
+    Resource,
+    duration,
+    number,
+    route_name,
+    subset_cluster,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,11 +38,11 @@ def routes(service: str, policy: Policy, alive: AbstractSet[str]) -> Resource:
         policy: Its policy.
         alive: Subsets that have an instance to serve; the others get no share while any of them is alive.
     """
-    timed = policy.timeout is not None or any(route.timeout for route in policy.routes)
-    return Resource(
-        Body.of(ROUTE, _configuration(service, policy, alive, timedelta())),
-        for_core=Body.of(ROUTE, _configuration(service, policy, alive, CORE_SKEW)) if timed else None,
-    )
+    body = Body.of(ROUTE, _configuration(service, policy, alive, timedelta()))
+    if policy.timeout is None and not any(route.timeout for route in policy.routes):
+        return Resource(body)
+    late = Body.of(ROUTE, _configuration(service, policy, alive, CORE_SKEW))
+    return Resource(body, by_library={Library.CORE: late})
 
 
 def _configuration(
