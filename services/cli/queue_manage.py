@@ -6,23 +6,25 @@ from typing import Annotated, Any
 
 import typer
 
-from plexus.client.state import default_state_dir
-from services.cli.queue_commands import (
+from services.cli.options import (
     ConsumerOption,
+    JsonOption,
+    StateOption,
+    TokenOption,
+    UrlOption,
+    print_json,
+    state_folder,
+)
+from services.cli.queue_commands import (
     FromOption,
     IdOption,
-    JsonOption,
     LabelOption,
     LimitOption,
     ReasonOption,
-    StateOption,
     SubscriptionArgument,
-    TokenOption,
-    UrlOption,
     access,
     confirm,
     dlq_app,
-    print_json,
     subscriptions_app,
 )
 
@@ -223,7 +225,7 @@ def worker(
         )
 
     running.run(
-        default_state_dir() if state is None else state,
+        state_folder(state),
         target,
         queues=queue or (),
         concurrency=concurrency,

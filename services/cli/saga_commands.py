@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plexus.client.state import default_state_dir
+from services.cli.options import (
+    ConsumerOption,
+    JsonOption,
+    StateOption,
+    TokenOption,
+    UrlOption,
+    print_json,
+    state_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 saga_app = typer.Typer(help="Sagas: work in steps that is done as a whole or undone.", no_args_is_help=True)
 
-StateOption = Annotated[
-    Path | None,
-    typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-UrlOption = Annotated[
-    str | None, typer.Option(help="Edge. Default: PLEXUS_URL, else the one that runs on the state folder.")
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option(
-        "--token", help="JSON Web Token. Default: PLEXUS_TOKEN, else one of the consumer's is minted."
-    ),
-]
-ConsumerOption = Annotated[str, typer.Option(help="Who asks, as named in gateway/kong.yml.")]
 SagaArgument = Annotated[str, typer.Argument(help="Id of the saga.")]
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _ask(
@@ -45,14 +34,14 @@ def _ask(
     from services.cli import content  # noqa: PLC0415 - httpx is slow to import
     from services.cli.saga import Sagas  # noqa: PLC0415 - the same
 
-    folder = state if state is not None else default_state_dir()
+    folder = state_folder(state)
     with content.open_api(folder, url, token, consumer) as api:
         return work(Sagas(api))
 
 
 def _show(saga: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        _print_json(saga)
+        print_json(saga)
         return
     from services.cli.saga_tables import saga_table  # noqa: PLC0415 - rich is slow to import
 
@@ -83,7 +72,7 @@ def list_sagas(
         lambda sagas: sagas.definitions() if definitions else sagas.listed(definition, wanted, limit),
     )
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     from services.cli import saga_tables  # noqa: PLC0415 - rich is slow to import
 
@@ -106,7 +95,7 @@ def define(
     given = [read_definition(file) for file in files]
     made = _ask(state, url, token, consumer, lambda sagas: [sagas.define(each) for each in given])
     if as_json:
-        _print_json(made)
+        print_json(made)
         return
     for each in made:
         typer.echo(f"{each['name']} v{each['version']}")
@@ -135,7 +124,7 @@ def start(
         state, url, token, consumer, lambda sagas: sagas.start(definition, value, saga_id, request_id)
     )
     if as_json:
-        _print_json(saga)
+        print_json(saga)
     else:
         typer.echo(saga["id"])
 

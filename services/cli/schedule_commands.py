@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plexus.client.state import default_state_dir
+from services.cli.options import (
+    ConsumerOption,
+    JsonOption,
+    StateOption,
+    TokenOption,
+    UrlOption,
+    print_json,
+    state_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 schedule_app = typer.Typer(help="Messages published at set times.", no_args_is_help=True)
 
-StateOption = Annotated[
-    Path | None,
-    typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-UrlOption = Annotated[
-    str | None, typer.Option(help="Edge. Default: PLEXUS_URL, else the one that runs on the state folder.")
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option(
-        "--token", help="JSON Web Token. Default: PLEXUS_TOKEN, else one of the consumer's is minted."
-    ),
-]
-ConsumerOption = Annotated[str, typer.Option(help="Who asks, as named in gateway/kong.yml.")]
 NameArgument = Annotated[str, typer.Argument(help="Name of the schedule.")]
 CronOption = Annotated[
     str, typer.Option(help="Five fields, six with the second first, or @daily and the like.")
@@ -44,10 +36,6 @@ EndOption = Annotated[str, typer.Option("--end", help="No firing from this time 
 MaxOption = Annotated[int, typer.Option(help="Done after so many; 0 is no bound.", min=0)]
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 def _ask(
     state: Path | None, url: str | None, token: str | None, consumer: str, work: Callable[[Any], Any]
 ) -> Any:
@@ -55,14 +43,14 @@ def _ask(
     from services.cli import content  # noqa: PLC0415 - httpx is slow to import
     from services.cli.schedule import Schedules  # noqa: PLC0415 - the same
 
-    folder = state if state is not None else default_state_dir()
+    folder = state_folder(state)
     with content.open_api(folder, url, token, consumer) as api:
         return work(Schedules(api))
 
 
 def _show(schedule: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        _print_json(schedule)
+        print_json(schedule)
         return
     from services.cli.schedule_tables import schedule_lines  # noqa: PLC0415 - rich is slow to import
 
@@ -84,7 +72,7 @@ def list_schedules(
     """List schedules by name."""
     found = _ask(state, url, token, consumer, lambda schedules: schedules.listed(topic, only, limit))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     from services.cli.schedule_tables import schedules_table  # noqa: PLC0415 - rich is slow to import
 
@@ -165,7 +153,7 @@ def preview(
     fields = when.fields()
     times = _ask(state, url, token, consumer, lambda schedules: schedules.preview(fields, count))
     if as_json:
-        _print_json(times)
+        print_json(times)
         return
     for time in times:
         typer.echo(time)
@@ -226,7 +214,7 @@ def run(
     """Publish its message now; prints the message's id."""
     made = _ask(state, url, token, consumer, lambda schedules: schedules.act(name, "run"))
     if as_json:
-        _print_json(made)
+        print_json(made)
     else:
         typer.echo(made["messageId"])
 
@@ -260,7 +248,7 @@ def runs(
     """Show what it did, the newest first."""
     found = _ask(state, url, token, consumer, lambda schedules: schedules.runs(name, limit))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     from services.cli.schedule_tables import runs_table  # noqa: PLC0415 - rich is slow to import
 
