@@ -37,7 +37,13 @@ _SHARED = (
     "cryptography.hazmat.primitives.serialization",
     "services.runtime.service",
 )
-_MAINS = ("services.mesh.main", *(f"services.{name}.main" for name in SERVICES), "services.gateway.main")
+_ALONE = frozenset({"queueing"})
+"""Services with a large library that no other has: imported beside the start of the others, not before it."""
+_MAINS = (
+    "services.mesh.main",
+    *(f"services.{name}.main" for name in SERVICES if name not in _ALONE),
+    "services.gateway.main",
+)
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
