@@ -15,12 +15,13 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from services.cli.api import Api, bearer_token, edge_url
 from services.cli.knowledge import Answer, Knowledge, batches, find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from services.cli.api import Api
 
 _SENT_AHEAD = 2
 """Batches of documents that are with the service at once."""
@@ -28,11 +29,6 @@ _SENT_AHEAD = 2
 
 _SHOWN = 200
 """Characters of a passage that people are shown."""
-
-
-def open_api(state_dir: Path, url: str | None, token: str | None, consumer: str) -> Api:
-    """The edge to talk to; see services.cli.api for where URL and token come from."""
-    return Api(edge_url(state_dir, url), bearer_token(state_dir, token, consumer))
 
 
 def ingest(api: Api, collection: str, paths: Sequence[Path]) -> dict[str, Any]:

@@ -10,13 +10,11 @@ import typer
 from typer.exceptions import TyperException
 
 from services.cli import queue_manage
+from services.cli.edge import Edge, asks_edge
 from services.cli.mesh_commands import mesh_app
 from services.cli.options import (
-    ConsumerOption,
     JsonOption,
     StateOption,
-    TokenOption,
-    UrlOption,
     print_json,
     state_folder,
 )
@@ -174,19 +172,17 @@ def token(
 
 
 @app.command()
+@asks_edge("demo")
 def ingest(
+    edge: Edge,
     paths: Annotated[list[Path], typer.Argument(help="Files and folders (Markdown, text, HTML, PDF, DOCX).")],
     *,
     collection: CollectionOption = "default",
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Ingest documents and wait until questions find them."""
     from services.cli import content  # noqa: PLC0415 - see the module's docstring
 
-    with content.open_api(state_folder(state), url, api_token, consumer) as api:
+    with edge.api() as api:
         result = content.ingest(api, collection, paths)
     typer.echo(f"{result['documents'] - result['failed']} of {result['documents']} documents ingested")
     for failure in result["failures"]:
@@ -196,23 +192,21 @@ def ingest(
 
 
 @app.command()
+@asks_edge("demo")
 def ask(
+    edge: Edge,
     question: Annotated[str, typer.Argument(help="In your own words.")],
     *,
     collection: CollectionOption = "default",
     generate: Annotated[bool, typer.Option(help="Let the chat model write the answer.")] = True,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Ask the documents; each sentence cites the passage that supports it."""
     from services.cli import content  # noqa: PLC0415 - see the module's docstring
     from services.cli.knowledge import Knowledge  # noqa: PLC0415 - the same
 
     show = None if as_json else typer.echo
-    with content.open_api(state_folder(state), url, api_token, consumer) as api:
+    with edge.api() as api:
         answer = Knowledge(api, collection).ask(question, generate=generate, on_sentence=show)
     if as_json:
         print_json(content.answer_as_json(question, answer))
@@ -226,22 +220,20 @@ def ask(
 
 
 @app.command()
+@asks_edge("demo")
 def search(
+    edge: Edge,
     query: Annotated[str, typer.Argument(help="Words or a question.")],
     *,
     collection: CollectionOption = "default",
     limit: Annotated[int, typer.Option("--limit", "-n", help="Passages.", min=1, max=100)] = 5,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Find passages by meaning and by words."""
     from services.cli import content  # noqa: PLC0415 - see the module's docstring
     from services.cli.knowledge import Knowledge  # noqa: PLC0415 - the same
 
-    with content.open_api(state_folder(state), url, api_token, consumer) as api:
+    with edge.api() as api:
         passages = Knowledge(api, collection).search(query, limit)
     if as_json:
         print_json(passages)

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.options import (
-    ConsumerOption,
-    JsonOption,
-    StateOption,
-    TokenOption,
-    UrlOption,
-    print_json,
-    state_folder,
-)
+from services.cli.edge import Edge, asks_edge
+from services.cli.options import JsonOption, print_json
+from services.cli.queue import Queues, overview, pairs, readable, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
-    from services.cli.queue import Queues
 
 queue_app = typer.Typer(help="Topics, subscriptions, messages, dead letters.", no_args_is_help=True)
 topics_app = typer.Typer(help="Topics.", no_args_is_help=True)
@@ -43,16 +33,6 @@ FromOption = Annotated[str, typer.Option("--from", help="Only those published to
 IdOption = Annotated[list[str] | None, typer.Option("--id", help="Only this one; repeatable.")]
 
 
-@contextlib.contextmanager
-def access(state: Path | None, url: str | None, token: str | None, consumer: str) -> Iterator[Queues]:
-    """The service as the options say."""
-    from services.cli.content import open_api  # noqa: PLC0415 - httpx is slow to import
-    from services.cli.queue import Queues  # noqa: PLC0415 - as above
-
-    with open_api(state_folder(state), url, token, consumer) as api:
-        yield Queues(api)
-
-
 def confirm(question: str) -> None:
     """Ask, and end the command unless the answer is yes.
 
@@ -67,35 +47,31 @@ def confirm(question: str) -> None:
 
 
 @queue_app.command("ls")
+@asks_edge("admin")
 def ls(
+    edge: Edge,
     topic: Annotated[str, typer.Option(help="Only subscriptions of this topic.")] = "",
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """List subscriptions with what they hold."""
-    from services.cli import queue, queue_tables  # noqa: PLC0415 - rich is slow to import
+    from services.cli import queue_tables  # noqa: PLC0415 - rich is slow to import
 
-    with access(state, url, api_token, consumer) as queues:
-        rows = queue.overview(queues, topic)
+    with edge.open(Queues) as queues:
+        rows = overview(queues, topic)
     print_json(rows) if as_json else queue_tables.stats(rows)
 
 
 @queue_app.command()
+@asks_edge("admin")
 def stats(
+    edge: Edge,
     subscription: SubscriptionArgument,
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Count what a subscription holds."""
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         found = queues.stats(subscription)
     if as_json:
         print_json(found)
@@ -105,31 +81,31 @@ def stats(
 
 
 @queue_app.command()
+@asks_edge("admin")
 def peek(
+    edge: Edge,
     subscription: SubscriptionArgument,
     *,
     limit: LimitOption = 10,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Show messages that wait; they are given back at once, and no attempt is counted."""
-    from services.cli import queue, queue_tables  # noqa: PLC0415 - rich is slow to import
+    from services.cli import queue_tables  # noqa: PLC0415 - rich is slow to import
 
     with (
-        access(state, url, api_token, consumer) as queues,
+        edge.open(Queues) as queues,
         queues.leased(subscription, limit) as deliveries,
     ):
         pass
     for each in deliveries:
         del each["ackId"]
-    print_json(list(map(queue.readable, deliveries))) if as_json else queue_tables.deliveries(deliveries)
+    print_json(list(map(readable, deliveries))) if as_json else queue_tables.deliveries(deliveries)
 
 
 @queue_app.command()
+@asks_edge("admin")
 def publish(
+    edge: Edge,
     topic: TopicArgument,
     data: Annotated[list[str] | None, typer.Argument(help="Content; `-` reads it from the input.")] = None,
     *,
@@ -144,14 +120,9 @@ def publish(
     dedup_id: Annotated[str, typer.Option(help="The same within the window is stored once.")] = "",
     correlation_id: Annotated[str, typer.Option(help="Of the work that it belongs to.")] = "",
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Publish messages; prints their ids once they are durable."""
     from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
-    from services.cli.queue import pairs, span  # noqa: PLC0415 - the same
 
     common: dict[str, Any] = {
         "attributes": pairs(attribute or (), "--attribute"),
@@ -162,7 +133,7 @@ def publish(
     }
     common |= {name: span(seconds(text)) for name, text in (("delay", delay), ("ttl", ttl)) if text}
     ids: list[str] = []
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         for batch in _batches(_contents(data or ["-"], lines=lines)):
             messages = [common | {"data": base64.b64encode(content).decode()} for content in batch]
             ids += queues.publish(topic, messages)
@@ -193,7 +164,9 @@ def _batches(contents: Iterator[bytes]) -> Iterator[list[bytes]]:
 
 
 @queue_app.command()
+@asks_edge("admin")
 def pull(
+    edge: Edge,
     subscription: SubscriptionArgument,
     *,
     limit: LimitOption = 1,
@@ -202,18 +175,14 @@ def pull(
         bool, typer.Option("--keep", help="Do not acknowledge: the lease runs, and its id is shown.")
     ] = False,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Take messages out of a subscription and print them."""
-    from services.cli import queue, queue_tables  # noqa: PLC0415 - rich is slow to import
+    from services.cli import queue_tables  # noqa: PLC0415 - rich is slow to import
     from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
 
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         deliveries = queues.pull(subscription, limit, seconds(wait))
-        shown = [queue.readable(each) for each in deliveries]
+        shown = [readable(each) for each in deliveries]
         if not keep:
             shown = [{key: value for key, value in each.items() if key != "ackId"} for each in shown]
         print_json(shown) if as_json or keep else queue_tables.deliveries(deliveries)
@@ -223,25 +192,23 @@ def pull(
 
 
 @queue_app.command()
+@asks_edge("admin")
 def tail(
+    edge: Edge,
     topic: TopicArgument,
     *,
     condition: Annotated[str, typer.Option("--filter", help='Only these: `attributes.kind = "a"`.')] = "",
     limit: Annotated[int, typer.Option("--limit", "-n", help="End after so many; 0 is never.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one message a line.")] = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Follow a topic, or a pattern such as `orders.#`, from now on; nobody else's messages are touched."""
     from contextlib import closing  # noqa: PLC0415 - see the module's docstring
 
-    from services.cli import queue, queue_tables, signals  # noqa: PLC0415 - the same
+    from services.cli import queue_tables, signals  # noqa: PLC0415 - the same
 
     seen = 0
     with (
-        access(state, url, api_token, consumer) as queues,
+        edge.open(Queues) as queues,
         signals.as_interrupt(),
         closing(queues.tail(topic, condition)) as messages,
     ):
@@ -250,9 +217,7 @@ def tail(
                 typer.echo(f"following {topic}", err=True)
                 continue
             del each["ackId"]
-            text = (
-                json.dumps(queue.readable(each), ensure_ascii=False) if as_json else queue_tables.line(each)
-            )
+            text = json.dumps(readable(each), ensure_ascii=False) if as_json else queue_tables.line(each)
             typer.echo(text)
             sys.stdout.flush()
             seen += 1
@@ -264,18 +229,16 @@ def tail(
 
 
 @topics_app.command("ls")
+@asks_edge("admin")
 def topics_ls(
+    edge: Edge,
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """List topics."""
     from services.cli import queue_tables  # noqa: PLC0415 - rich is slow to import
 
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         found = queues.topics()
     if as_json:
         print_json(found)
@@ -292,39 +255,33 @@ def topics_ls(
 
 
 @topics_app.command("create")
+@asks_edge("admin")
 def topics_create(
+    edge: Edge,
     topic: TopicArgument,
     *,
     log: Annotated[bool, typer.Option("--log", help="Keep a log of what is published.")] = False,
     retention: Annotated[str, typer.Option(help="How long the log keeps it: 90s, 15m, 1h or 7d.")] = "",
     label: LabelOption = None,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Make a topic."""
     from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
-    from services.cli.queue import pairs, span  # noqa: PLC0415 - the same
 
     settings: dict[str, Any] = {"log": log, "labels": pairs(label or (), "--label")}
     if retention:
         settings["retention"] = span(seconds(retention))
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         queues.create_topic(topic, settings)
     typer.echo(f"topic {topic} is there")
 
 
 @topics_app.command("rm")
+@asks_edge("admin")
 def topics_rm(
+    edge: Edge,
     topic: TopicArgument,
-    *,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Delete a topic with its log; its subscriptions stay and deliver what they have."""
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         queues.delete_topic(topic)
     typer.echo(f"topic {topic} is deleted")

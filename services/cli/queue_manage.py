@@ -6,15 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.options import (
-    ConsumerOption,
-    JsonOption,
-    StateOption,
-    TokenOption,
-    UrlOption,
-    print_json,
-    state_folder,
-)
+from services.cli.edge import Edge, asks_edge
+from services.cli.options import JsonOption, StateOption, print_json, state_folder
+from services.cli.queue import Queues, pairs, readable, span
 from services.cli.queue_commands import (
     FromOption,
     IdOption,
@@ -22,7 +16,6 @@ from services.cli.queue_commands import (
     LimitOption,
     ReasonOption,
     SubscriptionArgument,
-    access,
     confirm,
     dlq_app,
     subscriptions_app,
@@ -37,25 +30,25 @@ def _chosen(ids: list[str] | None, reason: str, topic: str) -> dict[str, Any]:
 
 
 @subscriptions_app.command("ls")
+@asks_edge("admin")
 def subscriptions_ls(
+    edge: Edge,
     topic: Annotated[str, typer.Option(help="Only those of this topic.")] = "",
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """List subscriptions with their settings."""
     from services.cli import queue_tables  # noqa: PLC0415 - rich is slow to import
 
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         found = queues.subscriptions(topic)
     print_json(found) if as_json else queue_tables.subscriptions(found)
 
 
 @subscriptions_app.command("create")
+@asks_edge("admin")
 def subscriptions_create(
+    edge: Edge,
     subscription: SubscriptionArgument,
     topic: Annotated[str, typer.Argument(help="Topic, or a pattern such as `orders.*.created`.")],
     *,
@@ -70,14 +63,9 @@ def subscriptions_create(
     dead_letter_topic: Annotated[str, typer.Option(help="Where given-up messages are published.")] = "",
     ttl: Annotated[str, typer.Option(help="Messages are given up after.")] = "",
     label: LabelOption = None,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Make a subscription; it gets what is published from then on."""
     from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
-    from services.cli.queue import pairs, span  # noqa: PLC0415 - the same
 
     first = span(seconds(minimum))
     settings: dict[str, Any] = {
@@ -98,23 +86,21 @@ def subscriptions_create(
     }
     if ttl:
         settings["ttl"] = span(seconds(ttl))
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         queues.create_subscription(settings)
     typer.echo(f"subscription {subscription} is there")
 
 
 @subscriptions_app.command("rm")
+@asks_edge("admin")
 def subscriptions_rm(
+    edge: Edge,
     subscription: SubscriptionArgument,
     *,
     yes: YesOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Delete a subscription with everything it holds."""
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         if not yes:
             held = queues.stats(subscription)
             count = sum(held[name] for name in ("ready", "leased", "delayed", "dead"))
@@ -124,45 +110,40 @@ def subscriptions_rm(
 
 
 @dlq_app.command("ls")
+@asks_edge("admin")
 def dlq_ls(
+    edge: Edge,
     subscription: SubscriptionArgument,
     *,
     reason: ReasonOption = "",
     source: FromOption = "",
     limit: LimitOption = 100,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """List dead letters, oldest first."""
-    from services.cli import queue, queue_tables  # noqa: PLC0415 - rich is slow to import
+    from services.cli import queue_tables  # noqa: PLC0415 - rich is slow to import
 
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         found = queues.dead_letters(subscription, limit, _chosen(None, reason, source)["filter"])
-    print_json(list(map(queue.readable, found))) if as_json else queue_tables.dead_letters(found)
+    print_json(list(map(readable, found))) if as_json else queue_tables.dead_letters(found)
 
 
 @dlq_app.command("get")
+@asks_edge("admin")
 def dlq_get(
+    edge: Edge,
     subscription: SubscriptionArgument,
     identifier: Annotated[str, typer.Argument(metavar="ID", help="As `dlq ls` shows it.")],
-    *,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Print a dead letter with its history, as JSON."""
-    from services.cli.queue import readable  # noqa: PLC0415 - see the module's docstring
-
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         print_json(readable(queues.dead_letter(subscription, identifier)))
 
 
 @dlq_app.command("redrive")
+@asks_edge("admin")
 def dlq_redrive(
+    edge: Edge,
     subscription: SubscriptionArgument,
     *,
     ids: IdOption = None,
@@ -170,32 +151,26 @@ def dlq_redrive(
     source: FromOption = "",
     to: Annotated[str, typer.Option(help="To this topic instead of the subscription.")] = "",
     rate: Annotated[float, typer.Option(help="At most so many a second; 0 is all at once.", min=0)] = 0,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Deliver dead letters again."""
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         count = queues.redrive(subscription, _chosen(ids, reason, source), to, rate)
     typer.echo(f"{count} delivered again")
 
 
 @dlq_app.command("purge")
+@asks_edge("admin")
 def dlq_purge(
+    edge: Edge,
     subscription: SubscriptionArgument,
     *,
     ids: IdOption = None,
     reason: ReasonOption = "",
     source: FromOption = "",
     yes: YesOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    api_token: TokenOption = None,
-    consumer: ConsumerOption = "admin",
 ) -> None:
     """Delete dead letters for good."""
-    with access(state, url, api_token, consumer) as queues:
+    with edge.open(Queues) as queues:
         if not yes:
             which = "those chosen" if ids or reason or source else "all"
             confirm(f"Delete dead letters of {subscription}, {which}?")

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-import yaml
-
 from services.runtime.errors import InvalidArgumentError, PlexusError
 
 if TYPE_CHECKING:
@@ -27,6 +25,8 @@ def read_definition(file: str) -> dict[str, Any]:
     Raises:
         InvalidArgumentError: It is none.
     """
+    import yaml  # noqa: PLC0415 - not needed to declare the commands
+
     try:
         value = yaml.safe_load(sys.stdin.read() if file == "-" else Path(file).read_text())
         json.dumps(value)

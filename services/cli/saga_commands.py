@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from services.cli.options import (
-    ConsumerOption,
-    JsonOption,
-    StateOption,
-    TokenOption,
-    UrlOption,
-    print_json,
-    state_folder,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+from services.cli.edge import Edge, asks_edge
+from services.cli.options import JsonOption, print_json
+from services.cli.saga import Sagas, read_definition, read_input
 
 saga_app = typer.Typer(help="Sagas: work in steps that is done as a whole or undone.", no_args_is_help=True)
 
 SagaArgument = Annotated[str, typer.Argument(help="Id of the saga.")]
-
-
-def _ask(
-    state: Path | None, url: str | None, token: str | None, consumer: str, work: Callable[[Any], Any]
-) -> Any:
-    """Do work with the API."""
-    from services.cli import content  # noqa: PLC0415 - httpx is slow to import
-    from services.cli.saga import Sagas  # noqa: PLC0415 - the same
-
-    folder = state_folder(state)
-    with content.open_api(folder, url, token, consumer) as api:
-        return work(Sagas(api))
 
 
 def _show(saga: dict[str, Any], *, as_json: bool) -> None:
@@ -49,7 +27,9 @@ def _show(saga: dict[str, Any], *, as_json: bool) -> None:
 
 
 @saga_app.command("ls")
+@asks_edge("demo")
 def list_sagas(
+    edge: Edge,
     *,
     definition: Annotated[str, typer.Option("--definition", "-d", help="Only sagas of this one.")] = "",
     only: Annotated[str, typer.Option(help="running, compensating, succeeded, compensated or stuck.")] = "",
@@ -57,20 +37,11 @@ def list_sagas(
     definitions: Annotated[bool, typer.Option("--definitions", help="The definitions instead.")] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", help="Sagas.", min=1, max=10_000)] = 50,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """List sagas, the newest first."""
     wanted = "stuck" if stuck else only
-    found = _ask(
-        state,
-        url,
-        token,
-        consumer,
-        lambda sagas: sagas.definitions() if definitions else sagas.listed(definition, wanted, limit),
-    )
+    with edge.open(Sagas) as sagas:
+        found = sagas.definitions() if definitions else sagas.listed(definition, wanted, limit)
     if as_json:
         print_json(found)
         return
@@ -80,20 +51,17 @@ def list_sagas(
 
 
 @saga_app.command()
+@asks_edge("demo")
 def define(
+    edge: Edge,
     files: Annotated[list[str], typer.Argument(help="Definitions in YAML or JSON; - is standard input.")],
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Make definitions, or new versions of them."""
-    from services.cli.saga import read_definition  # noqa: PLC0415 - httpx is slow to import
-
     given = [read_definition(file) for file in files]
-    made = _ask(state, url, token, consumer, lambda sagas: [sagas.define(each) for each in given])
+    with edge.open(Sagas) as sagas:
+        made = [sagas.define(each) for each in given]
     if as_json:
         print_json(made)
         return
@@ -102,7 +70,9 @@ def define(
 
 
 @saga_app.command()
+@asks_edge("demo")
 def start(
+    edge: Edge,
     definition: Annotated[str, typer.Argument(help="Name of the definition.")],
     *,
     input_json: Annotated[str, typer.Option("--input", "-i", help="JSON object that each step gets.")] = "{}",
@@ -111,18 +81,11 @@ def start(
         str, typer.Option(help="Repeated with the same one, the command starts no second saga.")
     ] = "",
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Start a saga; prints its id."""
-    from services.cli.saga import read_input  # noqa: PLC0415 - httpx is slow to import
-
     value = read_input(input_json)
-    saga = _ask(
-        state, url, token, consumer, lambda sagas: sagas.start(definition, value, saga_id, request_id)
-    )
+    with edge.open(Sagas) as sagas:
+        saga = sagas.start(definition, value, saga_id, request_id)
     if as_json:
         print_json(saga)
     else:
@@ -130,71 +93,64 @@ def start(
 
 
 @saga_app.command()
+@asks_edge("demo")
 def get(
+    edge: Edge,
     saga: SagaArgument,
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Show a saga and its steps."""
-    _show(_ask(state, url, token, consumer, lambda sagas: sagas.get(saga)), as_json=as_json)
+    with edge.open(Sagas) as sagas:
+        _show(sagas.get(saga), as_json=as_json)
 
 
 @saga_app.command()
+@asks_edge("demo")
 def watch(
+    edge: Edge,
     saga: SagaArgument,
     *,
     after: Annotated[int, typer.Option(help="The last revision that was seen.", min=0)] = 0,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Print the history of a saga, and each change until it has ended; exit code 1 if it was undone."""
     from services.cli.saga_tables import event_line  # noqa: PLC0415 - rich is slow to import
 
-    def follow(sagas: Any) -> str:
-        last = ""
+    last = ""
+    with edge.open(Sagas) as sagas:
         for event in sagas.watch(saga, after):
             typer.echo(json.dumps(event, ensure_ascii=False) if as_json else event_line(event))
             sys.stdout.flush()
             last = event["state"]
-        return last
-
-    if _ask(state, url, token, consumer, follow) == "SAGA_STATE_COMPENSATED":
+    if last == "SAGA_STATE_COMPENSATED":
         raise typer.Exit(1)
 
 
 @saga_app.command()
+@asks_edge("demo")
 def cancel(
+    edge: Edge,
     saga: SagaArgument,
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Have a saga undone, once its present attempt has ended."""
-    _show(_ask(state, url, token, consumer, lambda sagas: sagas.cancel(saga)), as_json=as_json)
+    with edge.open(Sagas) as sagas:
+        _show(sagas.cancel(saga), as_json=as_json)
 
 
 @saga_app.command()
+@asks_edge("demo")
 def retry(
+    edge: Edge,
     saga: SagaArgument,
     *,
     skip: Annotated[
         bool, typer.Option("--skip", help="The compensation was done by hand: go on with the next.")
     ] = False,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Let a stuck saga go on."""
-    _show(_ask(state, url, token, consumer, lambda sagas: sagas.retry(saga, skip=skip)), as_json=as_json)
+    with edge.open(Sagas) as sagas:
+        _show(sagas.retry(saga, skip=skip), as_json=as_json)

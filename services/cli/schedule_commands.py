@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from services.cli.options import (
-    ConsumerOption,
-    JsonOption,
-    StateOption,
-    TokenOption,
-    UrlOption,
-    print_json,
-    state_folder,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+from services.cli.edge import Edge, asks_edge
+from services.cli.options import JsonOption, print_json
+from services.cli.schedule import Schedules, When, message
 
 schedule_app = typer.Typer(help="Messages published at set times.", no_args_is_help=True)
 
@@ -36,18 +26,6 @@ EndOption = Annotated[str, typer.Option("--end", help="No firing from this time 
 MaxOption = Annotated[int, typer.Option(help="Done after so many; 0 is no bound.", min=0)]
 
 
-def _ask(
-    state: Path | None, url: str | None, token: str | None, consumer: str, work: Callable[[Any], Any]
-) -> Any:
-    """Do work with the API."""
-    from services.cli import content  # noqa: PLC0415 - httpx is slow to import
-    from services.cli.schedule import Schedules  # noqa: PLC0415 - the same
-
-    folder = state_folder(state)
-    with content.open_api(folder, url, token, consumer) as api:
-        return work(Schedules(api))
-
-
 def _show(schedule: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(schedule)
@@ -58,19 +36,18 @@ def _show(schedule: dict[str, Any], *, as_json: bool) -> None:
 
 
 @schedule_app.command("ls")
+@asks_edge("demo")
 def list_schedules(
+    edge: Edge,
     *,
     topic: Annotated[str, typer.Option(help="Only those that publish to it.")] = "",
     only: Annotated[str, typer.Option(help="active, paused or completed.")] = "",
     limit: Annotated[int, typer.Option("--limit", "-n", help="Schedules.", min=1, max=100_000)] = 100,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """List schedules by name."""
-    found = _ask(state, url, token, consumer, lambda schedules: schedules.listed(topic, only, limit))
+    with edge.open(Schedules) as schedules:
+        found = schedules.listed(topic, only, limit)
     if as_json:
         print_json(found)
         return
@@ -80,7 +57,9 @@ def list_schedules(
 
 
 @schedule_app.command()
+@asks_edge("demo")
 def create(
+    edge: Edge,
     name: NameArgument,
     *,
     topic: Annotated[str, typer.Option(help="Where it publishes.")],
@@ -106,30 +85,27 @@ def create(
     paused: Annotated[bool, typer.Option("--paused", help="It waits to be resumed.")] = False,
     request_id: Annotated[str, typer.Option(help="Makes a repetition safe.")] = "",
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Create a schedule."""
-    from services.cli import schedule  # noqa: PLC0415 - httpx is slow to import
-
-    when = schedule.When(cron, zone, at, every, anchor, jitter, start, end, max_firings)
+    when = When(cron, zone, at, every, anchor, jitter, start, end, max_firings)
     wanted = when.fields() | {
         "name": name,
         "topic": topic,
-        "message": schedule.message(
+        "message": message(
             data, attribute or [], key=key, priority=priority, ttl=ttl, correlation_id=correlation_id
         ),
         "maxMissedRuns": max_missed,
         "paused": paused,
     }
-    made = _ask(state, url, token, consumer, lambda schedules: schedules.create(wanted, missed, request_id))
+    with edge.open(Schedules) as schedules:
+        made = schedules.create(wanted, missed, request_id)
     _show(made, as_json=as_json)
 
 
 @schedule_app.command()
+@asks_edge("demo")
 def preview(
+    edge: Edge,
     *,
     cron: CronOption = "",
     zone: ZoneOption = "",
@@ -141,17 +117,12 @@ def preview(
     max_firings: MaxOption = 0,
     count: Annotated[int, typer.Option("--count", "-n", help="Times.", min=1, max=100)] = 10,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Show when a schedule would fire, without making it."""
-    from services.cli import schedule  # noqa: PLC0415 - httpx is slow to import
-
-    when = schedule.When(cron, zone, at, every, anchor, "", start, end, max_firings)
+    when = When(cron, zone, at, every, anchor, "", start, end, max_firings)
     fields = when.fields()
-    times = _ask(state, url, token, consumer, lambda schedules: schedules.preview(fields, count))
+    with edge.open(Schedules) as schedules:
+        times = schedules.preview(fields, count)
     if as_json:
         print_json(times)
         return
@@ -160,59 +131,55 @@ def preview(
 
 
 @schedule_app.command()
+@asks_edge("demo")
 def get(
+    edge: Edge,
     name: NameArgument,
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Show a schedule: when it fires next, what it did last."""
-    _show(_ask(state, url, token, consumer, lambda schedules: schedules.get(name)), as_json=as_json)
+    with edge.open(Schedules) as schedules:
+        _show(schedules.get(name), as_json=as_json)
 
 
 @schedule_app.command()
+@asks_edge("demo")
 def pause(
+    edge: Edge,
     name: NameArgument,
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Stop its firings until it is resumed."""
-    _show(_ask(state, url, token, consumer, lambda schedules: schedules.act(name, "pause")), as_json=as_json)
+    with edge.open(Schedules) as schedules:
+        _show(schedules.act(name, "pause"), as_json=as_json)
 
 
 @schedule_app.command()
+@asks_edge("demo")
 def resume(
+    edge: Edge,
     name: NameArgument,
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Let it fire again, from now on."""
-    _show(_ask(state, url, token, consumer, lambda schedules: schedules.act(name, "resume")), as_json=as_json)
+    with edge.open(Schedules) as schedules:
+        _show(schedules.act(name, "resume"), as_json=as_json)
 
 
 @schedule_app.command()
+@asks_edge("demo")
 def run(
+    edge: Edge,
     name: NameArgument,
     *,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Publish its message now; prints the message's id."""
-    made = _ask(state, url, token, consumer, lambda schedules: schedules.act(name, "run"))
+    with edge.open(Schedules) as schedules:
+        made = schedules.act(name, "run")
     if as_json:
         print_json(made)
     else:
@@ -220,33 +187,31 @@ def run(
 
 
 @schedule_app.command("rm")
+@asks_edge("demo")
 def remove(
+    edge: Edge,
     names: Annotated[list[str], typer.Argument(help="Names of schedules.")],
-    *,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Delete schedules with their history."""
-    _ask(state, url, token, consumer, lambda schedules: [schedules.delete(name) for name in names])
+    with edge.open(Schedules) as schedules:
+        for name in names:
+            schedules.delete(name)
     for name in names:
         typer.echo(f"{name} deleted")
 
 
 @schedule_app.command()
+@asks_edge("demo")
 def runs(
+    edge: Edge,
     name: NameArgument,
     *,
     limit: Annotated[int, typer.Option("--limit", "-n", help="Runs.", min=1, max=1000)] = 20,
     as_json: JsonOption = False,
-    state: StateOption = None,
-    url: UrlOption = None,
-    token: TokenOption = None,
-    consumer: ConsumerOption = "demo",
 ) -> None:
     """Show what it did, the newest first."""
-    found = _ask(state, url, token, consumer, lambda schedules: schedules.runs(name, limit))
+    with edge.open(Schedules) as schedules:
+        found = schedules.runs(name, limit)
     if as_json:
         print_json(found)
         return
