@@ -36,8 +36,8 @@ up: sync ## start everything and stay in the foreground
 servers: sync ## build the servers and the foreign clients that tests run, once a machine
 	@$(RUN) python -m tests.servers
 
-test: servers ## all tests
-	@$(RUN) pytest -n 2 --dist loadfile
+test: servers ## all tests; SEED=2 for another order (pytest alone takes a new one each time)
+	@$(RUN) pytest -n 2 --dist loadfile --randomly-seed=$(or $(SEED),1) --reruns 1 --rerun-show-tracebacks -raR
 
 check: sync ## what CI checks: format, lint, types, boundaries, protos
 	@$(RUN) ruff format --check .
