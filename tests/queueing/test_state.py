@@ -6,11 +6,12 @@ import asyncio
 import gc
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, Text, func, insert, select
+from sqlalchemy import Column, Integer, MetaData, Table, Text, func, insert, select, text
 from structlog.testing import capture_logs
 
 from services.queueing.state import Database, Schema
@@ -96,6 +97,42 @@ async def test_an_insert_that_conflicts_may_do_nothing(state: Database) -> None:
         async with state.transaction() as connection:
             await connection.execute(state.insert(NOTES).values(body="once").on_conflict_do_nothing())
     assert await bodies(state) == ["once"]
+
+
+async def test_a_caller_cancelled_within_a_statement_keeps_nobody_from_writing(tmp_path: Path) -> None:
+    loop, held = asyncio.get_running_loop(), []
+
+    async def interrupted(database: Database) -> None:
+        this, cancelled = asyncio.current_task(), threading.Event()
+        assert this is not None
+
+        def cancel() -> None:
+            this.cancel()
+            loop.call_soon(loop.call_soon, cancelled.set)  # when it has been told
+
+        def within() -> int:  # called by the statement, which has a second row to give
+            loop.call_soon_threadsafe(cancel)
+            assert cancelled.wait(RECOVERY_S)
+            return 1
+
+        async with database.transaction() as connection:
+            await connection.execute(insert(NOTES).values(body="taken back"))
+            raw = (await connection.get_raw_connection()).driver_connection
+            assert raw is not None
+            await raw.create_function("within", 0, within)
+            try:
+                await connection.execute(text("SELECT within() UNION ALL SELECT 2"))
+            except asyncio.CancelledError as error:
+                held.append(error)  # its frames hold the statement
+                raise
+
+    async with Database(f"sqlite:///{tmp_path}/state.sqlite") as database:
+        await database.migrate(FIRST)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(interrupted(database))
+        assert held
+        await write(database, "kept")
+        assert await bodies(database) == ["kept"]
 
 
 async def test_the_clock_is_near_ours(state: Database) -> None:

@@ -54,12 +54,27 @@ def is_server(url: str) -> bool:
     )
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that leaves no transaction behind when it is closed.
+
+    Whoever is cancelled within a statement leaves it unfinished, held by the frames of the cancellation's
+    traceback. SQLite keeps a closed connection with such a statement, and its transaction with the lock that
+    keeps all others from writing, until the statement is freed.
+    """
+
+    def close(self) -> None:
+        """Take back what was not committed, then close; a second time nothing is done."""
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it is closed
+            self.rollback()
+        super().close()
+
+
 def sqlite_engine(url: str, *, wait_s: float, readers: int) -> AsyncEngine:
     """An engine whose connections are durable at each commit; see `reading` for transactions."""
     file = Path(url.removeprefix(SQLITE))
 
     async def connect() -> aiosqlite.Connection:
-        connection = aiosqlite.connect(file, timeout=wait_s, isolation_level=None)
+        connection = aiosqlite.connect(file, timeout=wait_s, isolation_level=None, factory=_Connection)
         connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does with connections of its own making
         try:
             await connection
