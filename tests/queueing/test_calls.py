@@ -128,6 +128,24 @@ async def test_progress_comes_as_it_is_made_and_the_first_result_ends_the_call(
             assert told == [("progress", b"1 of 2"), ("progress", b"2 of 2"), ("result", b"did " + name)]
 
 
+@pytest.mark.parametrize("broker", ["sqlite"], indirect=True)  # which gives in one what was published in one
+async def test_of_two_results_that_come_at_once_the_first_counts(
+    broker: Broker, stub: queueing_pb2_grpc.QueueingServiceStub
+) -> None:
+    async def answer() -> None:
+        _, reply_to, call_id = await _take(broker)
+        said = [
+            Reply(call_id, Kind.RESULT, b"first"),
+            Reply(call_id, Kind.RESULT, b"second"),
+            Reply(call_id, Kind.ERROR, b"no", "ABORTED"),
+        ]
+        await broker.publish(reply_to, [reply.message() for reply in said])
+
+    answering = asyncio.create_task(answer())
+    assert await _told(stub.Call(request_to())) == [("result", b"first")]
+    await answering
+
+
 async def test_calls_at_once_get_their_own_results(
     broker: Broker, stub: queueing_pb2_grpc.QueueingServiceStub
 ) -> None:
