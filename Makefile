@@ -36,6 +36,9 @@ up: sync ## start everything and stay in the foreground
 servers: sync ## build the servers and the foreign clients that tests run, once a machine
 	@$(RUN) python -m tests.servers
 
+secrets: sync ## make the secrets of docker-compose.yml that are missing, in secrets/
+	@$(RUN) python -m tools.compose_secrets
+
 test: servers ## all tests; SEED=2 for another order (pytest alone takes a new one each time)
 	@$(RUN) pytest -n 2 --dist loadfile --randomly-seed=$(or $(SEED),1) --reruns 1 --rerun-show-tracebacks -raR
 

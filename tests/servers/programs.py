@@ -7,6 +7,7 @@ In this order: a binary on PATH, the one in the project's cache, a build from th
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -136,12 +137,17 @@ class GoProgram(Program):
         return _HERE / "go" / self.name
 
     @property
-    def version(self) -> str:
-        """The pinned version."""
+    def pinned(self) -> str:
+        """The version of the module."""
         found = re.search(rf"{re.escape(self.module)} (v\S+)", (self.folder / "go.mod").read_text())
         if found is None:
             raise ValueError(f"{self.folder}/go.mod does not require {self.module}")
         return found[1]
+
+    @property
+    def version(self) -> str:
+        """The same: the program is the module's."""
+        return self.pinned
 
     @property
     def needs(self) -> str:
@@ -158,6 +164,26 @@ class GoProgram(Program):
         made = folder / self.name
         self.run(*GO_BUILD, "-o", made, self.package, folder=self.folder)
         return made
+
+
+@dataclass(frozen=True, slots=True)
+class OwnGoProgram(GoProgram):
+    """A program of ours over a module: never one on PATH, and another one when its source changes."""
+
+    @property
+    def version(self) -> str:
+        """The pinned version of the module, and a hash of the source."""
+        source = hashlib.sha256((self.folder / "main.go").read_bytes()).hexdigest()[:8]
+        return f"{self.pinned}-{source}"
+
+    @property
+    def needs(self) -> str:
+        """What would provide it."""
+        return "needs Go and `make servers`"
+
+    def find(self) -> Path | None:
+        """The program, if it is here without building."""
+        return Program.find(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +255,12 @@ TOXIPROXY = GoProgram(
     "github.com/Shopify/toxiproxy/v2/cmd/server",
     "github.com/Shopify/toxiproxy/v2",
 )
+COMPOSEFILE = OwnGoProgram("composefile", "half a minute", ".", "github.com/compose-spec/compose-go/v2")
+"""Loads a Compose file with the loader of `docker compose`."""
 RABBITMQ = DebianProgram("rabbitmq", "rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server")
 POSTGRES = DebianProgram("postgres", "postgresql", "/usr/lib/postgresql/*/bin/postgres")
 PROGRAMS: dict[str, Program | DebianProgram] = {
-    program.name: program for program in (CONSUL, TOXIPROXY, RABBITMQ, POSTGRES)
+    program.name: program for program in (CONSUL, TOXIPROXY, COMPOSEFILE, RABBITMQ, POSTGRES)
 }
 """Every program that `make servers` provides; a fixture `<name>_program` of tests/conftest.py gives it."""
 
