@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _CONNECT_S = 5.0
 _READ_S = 300.0
 _TOKEN_LIFE_S = 3600.0
-DEFAULT_CONSUMER = "demo"
 _REMEDIES: dict[int | str, str] = {
     "COLLECTION_NOT_FOUND": "`plexus ingest PATH --collection NAME` makes one",
     401: "mint a token with `plexus token`",

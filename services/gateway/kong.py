@@ -313,11 +313,4 @@ def _problem(name: str, data: Any, lines: dict[yaml_lines.Path, int], item: dict
         reason = f"plugin {item['ctx']['tag']!r} is not honoured by the embedded edge"
     elif item["type"] == "literal_error":
         reason = f"{item['input']!r} is not honoured by the embedded edge (only {item['ctx']['expected']})"
-    return f"{name}:{line}: {_dotted(path)}: {reason}" if path else f"{name}:{line}: {reason}"
-
-
-def _dotted(path: list[str | int]) -> str:
-    text = ""
-    for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f"{'.' if text else ''}{step}"
-    return text
+    return f"{name}:{line}: {yaml_lines.dotted(path)}: {reason}" if path else f"{name}:{line}: {reason}"

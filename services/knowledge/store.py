@@ -7,7 +7,6 @@ import sqlite3
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from services.knowledge.domain import (
@@ -20,12 +19,12 @@ from services.knowledge.domain import (
     Task,
     document_id,
 )
-from services.runtime.database import connect
+from services.runtime.database import connect, transaction
 from services.runtime.disk import disk_errors
 from services.runtime.errors import AlreadyExistsError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -81,16 +80,6 @@ class KnowledgeStore:
     async def _run(self, work: Callable[[], T]) -> T:
         with disk_errors():
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     # Collections.
 
@@ -239,7 +228,7 @@ class KnowledgeStore:
             operation = uuid.uuid4().hex
             now = time.time()
             tasks: list[Task] = []
-            with self._transaction():
+            with transaction(self._db):
                 self._collection(collection)
                 row = (operation, collection, len(inputs), 0, now)
                 self._db.execute("INSERT INTO operations VALUES (?, ?, ?, ?, ?)", row)
@@ -337,7 +326,7 @@ class KnowledgeStore:
         rows = [(task,) for task in tasks]
 
         def work() -> None:
-            with self._transaction():
+            with transaction(self._db):
                 self._db.executemany("UPDATE tasks SET queued = 1 WHERE id = ?", rows)
 
         await self._run(work)
@@ -346,7 +335,7 @@ class KnowledgeStore:
         """End a task; a failure is the document's too, unless a newer content has been taken meanwhile."""
 
         def work() -> None:
-            with self._transaction():
+            with transaction(self._db):
                 self._db.execute(
                     "UPDATE tasks SET state = ?, error = ? WHERE id = ?", (state, error, task.id)
                 )

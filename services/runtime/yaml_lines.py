@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     from pydantic import ValidationError
 
@@ -103,10 +103,11 @@ def _problem(origin: str, lines: dict[Path, int], item: dict[str, Any]) -> str:
         # A rule across keys names the key itself.
         head = reason.partition(":")[0].partition("[")[0].partition(".")[0]
         line = lines.get((head,), line)
-    return f"{origin}:{line}: {_dotted(path)}: {reason}" if path else f"{origin}:{line}: {reason}"
+    return f"{origin}:{line}: {dotted(path)}: {reason}" if path else f"{origin}:{line}: {reason}"
 
 
-def _dotted(path: list[str | int]) -> str:
+def dotted(path: Sequence[str | int]) -> str:
+    """A path as people write it: `services[0].name`."""
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f"{'.' if text else ''}{step}"

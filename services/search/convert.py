@@ -7,6 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from plexus.search.v1 import search_pb2
+from services.runtime.bounds import check_count
 from services.runtime.errors import InvalidArgumentError
 from services.search.domain import (
     MAX_ALTERNATIVES,
@@ -111,21 +112,6 @@ def index_to(index: Index) -> search_pb2.Index:
     )
     message.create_time.FromDatetime(index.created_at)
     return message
-
-
-def check_batch(count: int, maximum: int, where: str) -> None:
-    """Check the number of entries of a batch.
-
-    Raises:
-        InvalidArgumentError: It is empty or too large.
-    """
-    if not 1 <= count <= maximum:
-        raise InvalidArgumentError(
-            f"must have 1 to {maximum} entries, has {count}",
-            field=where,
-            reason="BATCH_SIZE",
-            metadata={"maximum": str(maximum)},
-        )
 
 
 def documents_from(messages: Sequence[search_pb2.Document]) -> list[Document]:
@@ -268,7 +254,7 @@ def _condition_from(
             _check_type(spec, message.exists.field, _EXACT, f"{where}.exists.field")
             return Exists(message.exists.field)
         case "has_id":
-            _check_count(len(message.has_id.ids), f"{where}.has_id.ids")
+            check_count(len(message.has_id.ids), MAX_ALTERNATIVES, f"{where}.has_id.ids")
             return HasId(tuple(message.has_id.ids))
         case "filter":
             return _filter_from(message.filter, spec, f"{where}.filter", budget, depth - 1)
@@ -276,14 +262,9 @@ def _condition_from(
             raise InvalidArgumentError("has no condition", field=where)
 
 
-def _check_count(count: int, where: str) -> None:
-    if count > MAX_ALTERNATIVES:
-        raise InvalidArgumentError(f"at most {MAX_ALTERNATIVES}", field=where)
-
-
 def _term_from(message: search_pb2.Term, spec: IndexSpec, where: str) -> Term:
     entry = _check_type(spec, message.field, _EXACT, f"{where}.field")
-    _check_count(len(message.any_of), f"{where}.any_of")
+    check_count(len(message.any_of), MAX_ALTERNATIVES, f"{where}.any_of")
     values = [_typed(entry, value, f"{where}.any_of[{n}]") for n, value in enumerate(message.any_of)]
     if message.HasField("value"):
         values.append(_typed(entry, message.value, f"{where}.value"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from plexus.search.v1 import search_pb2 as pb
 from plexus.search.v1 import search_pb2_grpc
+from services.runtime.bounds import check_batch
 from services.runtime.errors import InvalidArgumentError, PlexusError
 from services.runtime.idempotency import Answers
 from services.runtime.paging import decode_token, encode_token, page_size
@@ -114,7 +115,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     async def _add(self, index: str, documents: Sequence[pb.Document]) -> Indexed:
         await self._index.spec(index)  # an unknown index comes before what is wrong with the batch
-        convert.check_batch(len(documents), self._config.max_batch_documents, "documents")
+        check_batch(len(documents), self._config.max_batch_documents, "documents")
         return await self._index.add(index, convert.documents_from(documents))
 
     async def _delete(self, request: pb.DeleteDocumentsRequest) -> int:
@@ -125,7 +126,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 "exactly one of ids and of filter or query must be set", field="filter"
             )
         if request.ids:
-            convert.check_batch(len(request.ids), self._config.max_batch_documents, "ids")
+            check_batch(len(request.ids), self._config.max_batch_documents, "ids")
             matching = Filter(must=(HasId(tuple(request.ids)),))
         words = convert.words_of(request.query, "query") if request.query else None
         return await self._index.delete(request.index, Query(words, matching))

@@ -9,6 +9,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from plexus.vectors.v1 import vectors_pb2
+from services.runtime.bounds import check_batch, check_count
 from services.runtime.errors import FailedPreconditionError, InvalidArgumentError
 from services.vectors.domain import (
     MAX_ALTERNATIVES,
@@ -115,21 +116,6 @@ def drafts_from(points: Sequence[vectors_pb2.Point], config: VectorsConfig) -> l
     """
     check_batch(len(points), config.max_batch_points, "points")
     return [draft_from(point, f"points[{number}]", config) for number, point in enumerate(points)]
-
-
-def check_batch(count: int, maximum: int, where: str) -> None:
-    """Check the number of entries of a batch.
-
-    Raises:
-        InvalidArgumentError: It is empty or too large.
-    """
-    if not 1 <= count <= maximum:
-        raise InvalidArgumentError(
-            f"must have 1 to {maximum} entries, has {count}",
-            field=where,
-            reason="BATCH_SIZE",
-            metadata={"maximum": str(maximum)},
-        )
 
 
 def draft_from(point: vectors_pb2.Point, where: str, config: VectorsConfig) -> Draft:
@@ -257,7 +243,7 @@ def selection_from(
         raise InvalidArgumentError("not together with include", field="payload.exclude")
     for name in ("include", "exclude"):
         paths = getattr(payload, name)
-        check_count(len(paths), f"payload.{name}")
+        check_count(len(paths), MAX_ALTERNATIVES, f"payload.{name}")
         for number, path in enumerate(paths):
             check_path(path, f"payload.{name}[{number}]")
     return Selection(
@@ -266,16 +252,6 @@ def selection_from(
         exclude=tuple(payload.exclude),
         vector=form in (vectors_pb2.VECTOR_FORMAT_VALUES, vectors_pb2.VECTOR_FORMAT_PACKED),
     )
-
-
-def check_count(count: int, where: str) -> None:
-    """Check the number of alternatives in a request.
-
-    Raises:
-        InvalidArgumentError: There are too many.
-    """
-    if count > MAX_ALTERNATIVES:
-        raise InvalidArgumentError(f"at most {MAX_ALTERNATIVES}", field=where)
 
 
 def filter_from(message: vectors_pb2.Filter, where: str = "filter") -> Filter:
@@ -314,7 +290,7 @@ def _condition_from(message: vectors_pb2.Condition, where: str, budget: list[int
             check_path(message.exists.field, f"{where}.exists.field")
             return Exists(message.exists.field)
         case "has_id":
-            check_count(len(message.has_id.ids), f"{where}.has_id.ids")
+            check_count(len(message.has_id.ids), MAX_ALTERNATIVES, f"{where}.has_id.ids")
             return HasId(tuple(message.has_id.ids))
         case "filter":
             return _filter_from(message.filter, f"{where}.filter", budget, depth - 1)
@@ -324,7 +300,7 @@ def _condition_from(message: vectors_pb2.Condition, where: str, budget: list[int
 
 def _match_from(message: vectors_pb2.Match, where: str) -> Match:
     check_path(message.field, f"{where}.field")
-    check_count(len(message.any_of), f"{where}.any_of")
+    check_count(len(message.any_of), MAX_ALTERNATIVES, f"{where}.any_of")
     values = [_scalar_from(value, f"{where}.any_of[{n}]") for n, value in enumerate(message.any_of)]
     if message.HasField("value"):
         values.append(_scalar_from(message.value, f"{where}.value"))

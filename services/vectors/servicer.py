@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from plexus.vectors.v1 import vectors_pb2 as pb
 from plexus.vectors.v1 import vectors_pb2_grpc
+from services.runtime.bounds import check_batch
 from services.runtime.errors import FailedPreconditionError, InvalidArgumentError, PlexusError
 from services.runtime.idempotency import Answers
 from services.runtime.paging import decode_token, encode_token, page_size
@@ -87,7 +88,7 @@ class VectorsServicer(vectors_pb2_grpc.VectorsServiceServicer):
         return pb.SearchPointsResponse(results=[convert.scored_to(hit, request.vectors) for hit in found])
 
     async def GetPoints(self, request: pb.GetPointsRequest, context: Any) -> pb.GetPointsResponse:
-        convert.check_batch(len(request.ids), convert.MAX_READ_IDS, "ids")
+        check_batch(len(request.ids), convert.MAX_READ_IDS, "ids")
         selection = convert.selection_from(request.payload, request.vectors)
         found = await self._store.points(request.collection, request.ids, selection)
         return pb.GetPointsResponse(points=[convert.point_to(point, request.vectors) for point in found])
@@ -132,7 +133,7 @@ class VectorsServicer(vectors_pb2_grpc.VectorsServiceServicer):
         if bool(request.ids) == request.HasField("filter"):
             raise InvalidArgumentError("exactly one of ids and filter must be set", field="filter")
         if request.ids:
-            convert.check_batch(len(request.ids), self._config.max_batch_points, "ids")
+            check_batch(len(request.ids), self._config.max_batch_points, "ids")
             for number, identifier in enumerate(request.ids):
                 check_id(identifier, f"ids[{number}]")
             return await self._store.delete(request.collection, request.ids)

@@ -68,7 +68,6 @@ class Supervisor:
         self._wake_read, self._wake_write = socket.socketpair()
         self._start_phase: int | None = None
         self._phase_deadline = 0.0
-        self._stop_phase: int | None = None
         self._stopping = False
         self._streams: dict[int, tuple[str, LineBuffer]] = {}
         self._began = time.monotonic() if began is None else began

@@ -8,14 +8,13 @@ local store, hold the contents since that one does not flush before it reports s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
-from services.runtime.database import connect
+from services.runtime.database import connect, transaction
 from services.runtime.disk import disk_errors
 from services.runtime.errors import (
     AbortedError,
@@ -31,7 +30,7 @@ from services.storage.backends.local_blobs import BLOCK, Blobs, Upload, read_blo
 from services.storage.domain import Bucket, Listing, PutOptions, StoredObject, check_bucket, check_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -117,16 +116,6 @@ class LocalObjectStore:
         with disk_errors():
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
     def _sweep(self) -> None:
         self._blobs.sweep({row[0] for row in self._db.execute("SELECT blob FROM objects")})
 
@@ -173,7 +162,7 @@ class LocalObjectStore:
         """See ObjectStore."""
 
         def work() -> list[str]:
-            with self._transaction():
+            with transaction(self._db):
                 self._bucket(name)
                 rows = self._db.execute("SELECT blob FROM objects WHERE bucket = ?", (name,)).fetchall()
                 if rows and not force:
@@ -222,7 +211,7 @@ class LocalObjectStore:
         self, bucket: str, key: str, upload: Upload, options: PutOptions
     ) -> tuple[StoredObject, str | None]:
         raw = key.encode()
-        with self._transaction():
+        with transaction(self._db):
             self._bucket(bucket)
             row = self._db.execute(
                 "SELECT etag, blob FROM objects WHERE bucket = ? AND key = ?", (bucket, raw)
@@ -349,7 +338,7 @@ class LocalObjectStore:
         raw = [check_key(key).encode() for key in keys]
 
         def work() -> list[str]:
-            with self._transaction():
+            with transaction(self._db):
                 self._bucket(bucket)
                 blobs = []
                 for key in raw:
