@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -56,6 +57,19 @@ class SnapshotContract:
         await subscribe(broker, "other")
         await broker.seek("other", Position(snapshot="now"))
         assert await drained(broker, 3, "other") == ["a", "b", "c"]
+
+    async def test_what_is_published_while_it_is_made_is_in_it_once(self, broker: Broker) -> None:
+        await subscribe(broker)
+        made = asyncio.create_task(broker.create_snapshot("now", "work", {}))
+        count = 0
+        while not made.done():
+            await publish(broker, str(count))
+            count += 1
+        await made
+        assert sorted(map(int, await drained(broker, count))) == list(range(count))
+        await broker.seek("work", Position(snapshot="now"))
+        assert sorted(map(int, await drained(broker, count))) == list(range(count))
+        assert await settled(broker, ready=0)
 
     async def test_leases_of_before_a_seek_have_ended(self, broker: Broker) -> None:
         await subscribe(broker)
