@@ -1,5 +1,5 @@
 # One image for every process of Plexus: `docker build .`, then `docker run IMAGE serve vectors`.
-ARG PYTHON=3.12.11-slim-bookworm
+ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS build
 # As in the Makefile.

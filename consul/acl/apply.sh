@@ -23,6 +23,17 @@ policy() { # NAME, rules from stdin
   fi
 }
 
+# A server knows its leader a moment before it knows the management token.
+attempts=60
+until consul acl token read -self >/dev/null 2>&1; do
+  attempts=$((attempts - 1))
+  if [ "$attempts" -eq 0 ]; then
+    consul acl token read -self >/dev/null # says why
+    exit 1
+  fi
+  sleep 1
+done
+
 for node in consul node-a node-b; do
   token "$secrets/consul-token-$node" -node-identity="$node:dc1"
 done

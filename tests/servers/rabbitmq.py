@@ -92,14 +92,13 @@ class RabbitServer:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
+        self.begin()
+        self.wait_ready()
+
+    def begin(self) -> None:
+        """Start it."""
         configuration = self._folder / "rabbitmq.conf"
-        port = urlsplit(self.management).port
-        configuration.write_text(
-            f"listeners.tcp.default = 127.0.0.1:{self.port}\n"
-            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"
-            f"stream.listeners.tcp.1 = 127.0.0.1:{self._stream}\n"
-            "disk_free_limit.absolute = 50MB\n"
-        )
+        configuration.write_text(self._configuration())
         environment = self._environment() | {"RABBITMQ_CONFIG_FILE": str(configuration)}
         with (self._folder / "out.log").open("ab") as log:
             for command in (["epmd", "-port", str(self._mapper)], [str(self._program)]):
@@ -114,7 +113,16 @@ class RabbitServer:
                         start_new_session=True,
                     )
                 )
-        self.wait_ready()
+
+    def _configuration(self) -> str:
+        """What rabbitmq.conf has."""
+        port = urlsplit(self.management).port
+        return (
+            f"listeners.tcp.default = 127.0.0.1:{self.port}\n"
+            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"
+            f"stream.listeners.tcp.1 = 127.0.0.1:{self._stream}\n"
+            "disk_free_limit.absolute = 50MB\n"
+        )
 
     def _environment(self) -> dict[str, str]:
         return {
