@@ -56,34 +56,25 @@ class Dedup:
         async with self._database.transaction() as connection:
             now = await self._database.now(connection)
             old = DEDUP.c.seen < now - self._window_s
-            for start in range(0, len(keys), _ROWS):
-                some = keys[start : start + _ROWS]
-                statement = self._database.insert(DEDUP).values(
-                    [
-                        {
-                            "key": key,
-                            "message_id": first[key],
-                            "token": self._token,
-                            "until": now + self._hold_s,
-                            "seen": now,
-                        }
-                        for key in some
-                    ]
-                )
-                given = statement.excluded
-                taken = statement.on_conflict_do_update(
-                    index_elements=[DEDUP.c.key],
-                    set_={
-                        "message_id": case((old, given.message_id), else_=DEDUP.c.message_id),
-                        "seen": case((old, given.seen), else_=DEDUP.c.seen),
-                        "token": given.token,
-                        "until": given.until,
-                    },
-                    where=or_(old, (DEDUP.c.until > 0) & (DEDUP.c.until <= now)),
-                ).returning(DEDUP.c.key, DEDUP.c.message_id)
-                for row in await connection.execute(taken):
-                    found[row.key] = Reservation(row.message_id, ours=True)
-                others = select(DEDUP).where(DEDUP.c.key.in_(set(some) - set(found)))
+            statement = self._database.insert(DEDUP)
+            given = statement.excluded
+            taken = statement.on_conflict_do_update(
+                index_elements=[DEDUP.c.key],
+                set_={
+                    "message_id": case((old, given.message_id), else_=DEDUP.c.message_id),
+                    "seen": case((old, given.seen), else_=DEDUP.c.seen),
+                    "token": given.token,
+                    "until": given.until,
+                },
+                where=or_(old, (DEDUP.c.until > 0) & (DEDUP.c.until <= now)),
+            ).returning(DEDUP.c.key, DEDUP.c.message_id)
+            mine = {"token": self._token, "until": now + self._hold_s, "seen": now}
+            # Rows beside the statement, which is compiled once: within it that cost more than all the rest.
+            rows = [{"key": key, "message_id": first[key], **mine} for key in keys]
+            for row in await connection.execute(taken, rows):
+                found[row.key] = Reservation(row.message_id, ours=True)
+            for some in _parts([key for key in keys if key not in found]):
+                others = select(DEDUP).where(DEDUP.c.key.in_(some))
                 for row in await connection.execute(others):
                     found[row.key] = Reservation(row.message_id, published=row.until == 0)
         results = []

@@ -43,11 +43,8 @@ class Finished:
         """Remember deliveries, given as `finished_key`."""
         async with self._database.transaction() as connection:
             now = await self._database.now(connection)
-            different = sorted(set(keys))
-            for start in range(0, len(different), _ROWS):
-                rows = [{"key": key, "seen": now} for key in different[start : start + _ROWS]]
-                insert = self._database.insert(FINISHED).values(rows)
-                await connection.execute(insert.on_conflict_do_nothing())
+            rows = [{"key": key, "seen": now} for key in sorted(set(keys))]
+            await connection.execute(self._database.insert(FINISHED).on_conflict_do_nothing(), rows)
         return [None] * len(keys)
 
     async def forget_old(self) -> None:
