@@ -161,7 +161,7 @@ class _Call:
         answer = status.to_status(error, self.request.request_id)
         self._code = status.code_of(error)
         self._context.set_code(self._code)
-        self._context.set_details(error.message)
+        self._context.set_details(answer.message)
         # What the handler set for the case that it fails, such as Content-Range of a 416, goes along.
         self._trailers = (*(self._context.trailing_metadata() or ()),)
         self._trailers += ((status.DETAILS_KEY, answer.SerializeToString()),)
@@ -171,7 +171,7 @@ class _Call:
             self._trailers += (("retry-after", str(math.ceil(error.retry_after_s))),)
         if self._code in retry_budget.RETRYABLE and not self._method.pipeline.retries.allows():
             self._trailers += (retry_budget.STOP,)
-        self._message = error.message
+        self._message = answer.message
         self._context.set_trailing_metadata(self._trailers)
         return answer
 

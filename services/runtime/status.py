@@ -40,6 +40,10 @@ HTTP_STATUS = {
     "DISK_FULL": 507,
 }
 """Reasons that HTTP names more exactly than the status that their gRPC code becomes."""
+_MESSAGE = 2000
+_VALUE = (1000, 200, 50)
+_VIOLATIONS = 16
+_STATUS = 4000
 _CLASSES = {code: kind for kind, code in CODES.items()}
 
 
@@ -57,20 +61,51 @@ def _pack(message: object) -> any_pb2.Any:
     return packed
 
 
+def _width(char: str) -> int:
+    """Bytes of a character in the header `grpc-message`."""
+    return 1 if " " <= char <= "~" and char != "%" else 3 * len(char.encode())
+
+
+def _short(text: str, most: int) -> str:
+    """The text, or its beginning and its end if it is wider."""
+    if sum(map(_width, text[: most + 1])) <= most:
+        return text
+    ends = []
+    for part in (text, text[::-1]):
+        left, count = most // 2, 0
+        while count < len(part) and (left := left - _width(part[count])) >= 0:
+            count += 1
+        ends.append(part[:count])
+    return f"{ends[0]}…{ends[1][::-1]}"
+
+
 def to_status(error: errors.PlexusError, request_id: str = "") -> status_pb2.Status:
-    """The google.rpc.Status of a domain error: ErrorInfo, BadRequest, RetryInfo, RequestInfo."""
-    details = [
-        _pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
-    ]
+    """The google.rpc.Status of a domain error: ErrorInfo, BadRequest, RetryInfo, RequestInfo.
+
+    It is small enough for every client: what callers sent may be quoted in it, and clients drop a call with
+    8 KiB of metadata without looking at them. So long texts keep their ends, and of many wrong fields only
+    the first are told.
+    """
+    for most in _VALUE:
+        answer = _status(error, request_id, most)
+        if answer.ByteSize() <= _STATUS:
+            break
+    return answer
+
+
+def _status(error: errors.PlexusError, request_id: str, most: int) -> status_pb2.Status:
+    facts = {key: _short(value, most) for key, value in error.metadata.items()}
+    details = [_pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts))]
     if isinstance(error, errors.InvalidArgumentError) and error.violations:
         details.append(
             _pack(
                 error_details_pb2.BadRequest(
                     field_violations=[
                         error_details_pb2.BadRequest.FieldViolation(
-                            field=violation.field, description=violation.description
+                            field=_short(violation.field, most),
+                            description=_short(violation.description, most),
                         )
-                        for violation in error.violations
+                        for violation in error.violations[:_VIOLATIONS]
                     ]
                 )
             )
@@ -82,7 +117,7 @@ def to_status(error: errors.PlexusError, request_id: str = "") -> status_pb2.Sta
     if request_id:
         details.append(_pack(error_details_pb2.RequestInfo(request_id=request_id)))
     code: int = code_of(error).value[0]
-    return status_pb2.Status(code=code, message=error.message, details=details)
+    return status_pb2.Status(code=code, message=_short(error.message, _MESSAGE), details=details)
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, *, dependency: str) -> errors.PlexusError:

@@ -14,6 +14,7 @@ from plexus.queueing.v1 import queueing_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.servicer import QueueingServicer
+from tests.contracts import hostile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -297,3 +298,23 @@ async def test_a_draining_stream_gets_nothing_more_and_keeps_what_it_has(
     assert [response async for response in responses] == []
     stats = await stub.GetStats(pb.GetStatsRequest(subscription="work"))
     assert (stats.ready, stats.leased) == (0, 1)
+
+
+@pytest.mark.timeout(600)  # thousands of requests
+async def test_odd_requests_are_refused_with_a_reason(stub: queueing_pb2_grpc.QueueingServiceStub) -> None:
+    async def restore() -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await stub.CreateTopic(pb.CreateTopicRequest(topic="jobs"))
+        subscription = pb.Subscription(name="work", topic="jobs")
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await stub.CreateSubscription(pb.CreateSubscriptionRequest(subscription=subscription))
+        await _publish(stub, "a")
+
+    names = {"topic": "jobs", "subscription": "work", "snapshot": "kept", "name": "new"}
+    bases = {
+        "Publish": {"topic": "jobs", "messages": [{"data": "eA=="}]},
+        "CallAndWait": {"request": {"topic": "jobs"}},
+    }
+    waiting = ("Pull", "StreamingPull", "Call", "CallAndWait")
+    service = pb.DESCRIPTOR.services_by_name["QueueingService"]
+    await hostile.probe(stub, service, names, bases, restore, waiting)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import grpc
 import pytest
 from google.api import httpbody_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from plexus.client.failures import problem
 from plexus.client.propagation import call_context
 from plexus.inference.v1 import inference_pb2
 from services.runtime import errors, status
@@ -133,6 +135,33 @@ async def test_field_violations_and_retry_delay_travel(serve: Serve) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await _call(channel, "Unary")
     assert dict(refused.value.trailing_metadata() or ())["retry-after"] == "2"
+
+
+@pytest.mark.parametrize("char", ["a", "%", "\0", "é", "\U0001f4a5"], ids=ascii)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_error_that_quotes_a_long_request_still_fits_every_client(
+    serve: Serve, kind: str, char: str
+) -> None:
+    long = char * 100_000
+    violations = [errors.FieldViolation(f"points[{long}]", long)] * 1000
+    metadata = {f"name{number}": long for number in range(8)}
+    error = errors.InvalidArgumentError(
+        f"topic {long} is none", violations=violations, reason="BAD", metadata=metadata
+    )
+    async with serve(_raising(error)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _call(channel, kind)
+    message = caught.value.details() or ""
+    assert message.startswith(f"topic {char}")
+    assert message.endswith(f"{char} is none")
+    found = problem(caught.value)
+    assert (found.reason, len(found.metadata), found.violations[0].field[:7]) == ("BAD", 8, "points[")
+    trailers = caught.value.trailing_metadata() or ()
+    size = sum(
+        len(key) + 32 + (len(value) * 4 // 3 if key.endswith("-bin") else len(value))
+        for key, value in trailers
+    )
+    assert size + len(quote(message)) < 8192
 
 
 @pytest.mark.parametrize("kind", KINDS)

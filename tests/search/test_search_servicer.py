@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -16,6 +17,7 @@ from services.search.backends.tantivy import TantivyIndex
 from services.search.config import SearchConfig
 from services.search.defaults import DEFAULT_INDEXES
 from services.search.servicer import SearchServicer
+from tests.contracts import hostile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -302,3 +304,19 @@ async def test_the_default_indexes_are_valid_and_searchable(tmp_path: Path) -> N
             assert (await index.create_index(spec)).document_count == 0
         names = [found.spec.name for found in await index.indexes(limit=9)]
     assert names == ["executions", "logs", "workflows"]
+
+
+@pytest.mark.timeout(600)  # thousands of requests
+async def test_odd_requests_are_refused_with_a_reason(stub: search_pb2_grpc.SearchServiceStub) -> None:
+    async def restore() -> None:
+        with suppress(grpc.aio.AioRpcError):
+            await create(stub)
+        await fill(stub, 3)
+
+    await restore()
+    names = {"index": "pages", "field": "text", "document": "d1"}
+    bases = {
+        "CreateIndex": {"index": {"name": "new", "fields": FIELDS}},
+        "IndexDocuments": {"index": "pages", "documents": [{"id": "d9", "fields": {"text": "a"}}]},
+    }
+    await hostile.probe(stub, pb.DESCRIPTOR.services_by_name["SearchService"], names, bases, restore)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import grpc
@@ -11,6 +12,7 @@ from google.api import httpbody_pb2
 from plexus.storage.v1 import storage_pb2, storage_pb2_grpc
 from services.storage.backends.local import LocalObjectStore
 from services.storage.servicer import StorageServicer
+from tests.contracts import hostile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -96,3 +98,15 @@ async def test_a_repeated_creation_answers_as_the_first_did(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await storage.CreateBucket(storage_pb2.CreateBucketRequest(bucket="once", request_id="r-2"))
     assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
+
+
+@pytest.mark.timeout(600)  # thousands of requests
+async def test_odd_requests_are_refused_with_a_reason(storage: storage_pb2_grpc.StorageServiceStub) -> None:
+    async def restore() -> None:
+        with suppress(grpc.aio.AioRpcError):
+            await storage.CreateBucket(storage_pb2.CreateBucketRequest(bucket="box"))
+        await storage.PutObject(iter(_upload("a", b"x")))
+
+    await restore()
+    service = storage_pb2.DESCRIPTOR.services_by_name["StorageService"]
+    await hostile.probe(storage, service, {"bucket": "box", "key": "a"}, {}, restore)

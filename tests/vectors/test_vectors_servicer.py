@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -18,6 +18,7 @@ from services.runtime.status import DETAILS_KEY
 from services.vectors.backends.qdrant_edge import QdrantEdgeStore
 from services.vectors.config import VectorsConfig
 from services.vectors.servicer import VectorsServicer
+from tests.contracts import hostile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -389,3 +390,22 @@ async def test_a_delete_without_or_with_two_selections_is_refused(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.DeletePoints(request)
         assert details(caught.value)[2] == ["filter"]
+
+
+@pytest.mark.timeout(600)  # thousands of requests
+async def test_odd_requests_are_refused_with_a_reason(stub: vectors_pb2_grpc.VectorsServiceStub) -> None:
+    upsert = {"collection": "docs", "points": [{"id": "p", "vector": {"values": [1, 2, 3]}}]}
+
+    async def restore() -> None:
+        with suppress(grpc.aio.AioRpcError):
+            await create(stub, payload_indexes=[pb.PayloadIndex(field="kind", type=pb.PAYLOAD_TYPE_KEYWORD)])
+        await stub.UpsertPoints(parse(pb.UpsertPointsRequest(), upsert))
+
+    await restore()
+    names = {"collection": "docs", "field": "kind", "id": "p"}
+    bases = {
+        "CreateCollection": {"collection": {"name": "new", "dimension": 3}},
+        "UpsertPoints": upsert,
+        "SearchPoints": {"collection": "docs", "vector": {"values": [1, 2, 3]}},
+    }
+    await hostile.probe(stub, pb.DESCRIPTOR.services_by_name["VectorsService"], names, bases, restore)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from plexus.queueing.v1 import sagas_pb2, sagas_pb2_grpc
+from tests.contracts import hostile
 from tests.queueing.sagas.world import (
     CHARGE,
     RESERVE,
@@ -136,3 +139,21 @@ async def test_sagas_are_listed_in_pages(world: World) -> None:
         sagas_pb2.ListSagaEventsRequest(saga="s1", page_token=events.next_page_token)
     )
     assert [told(each) for each in (*events.events, *rest.events)] == ["started", "reserve attempt_started"]
+
+
+@pytest.mark.timeout(600)  # thousands of requests
+async def test_odd_requests_are_refused_with_a_reason(world: World) -> None:
+    async def restore() -> None:
+        with suppress(grpc.aio.AioRpcError):
+            await world.define(RESERVE)
+        with suppress(grpc.aio.AioRpcError):
+            await world.start("s")
+
+    await restore()
+    names = {"definition": "order", "saga": "s"}
+    bases = {
+        f"{verb}SagaDefinition": {"definition": {"name": name, "steps": [RESERVE, CHARGE]}}
+        for verb, name in (("Create", "new"), ("Update", "order"))
+    }
+    service = sagas_pb2.DESCRIPTOR.services_by_name["SagaService"]
+    await hostile.probe(world.sagas, service, names, bases, restore, ("WatchSaga",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from services.queueing.schedules.runner import Runner
 from services.queueing.schedules.servicer import ScheduleServicer
 from services.queueing.schedules.store import ScheduleStore
 from services.queueing.state import Database
+from tests.contracts import hostile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -327,3 +328,20 @@ async def test_schedules_and_their_times_survive_a_restart(tmp_path: Path, serve
         (delivery,) = await server.broker.pull("work", max_messages=9, max_bytes=10**6, wait_s=WITHIN_S)
         assert delivery.message.attributes["plexus-schedule-due"] == iso(made.at)
         assert (await server.get("later")).state == pb.SCHEDULE_STATE_ACTIVE
+
+
+@pytest.mark.timeout(600)  # thousands of requests
+async def test_odd_requests_are_refused_with_a_reason(server: Server) -> None:
+    async def restore() -> None:
+        with suppress(grpc.aio.AioRpcError):
+            await server.create()
+
+    await restore()
+    schedule = {"name": "s", "topic": "jobs", "cron": {"expression": "@yearly"}}
+    bases = {
+        "CreateSchedule": {"schedule": schedule | {"name": "new"}},
+        "UpdateSchedule": {"schedule": schedule},
+        "PreviewSchedule": {"schedule": schedule},
+    }
+    service = pb.DESCRIPTOR.services_by_name["ScheduleService"]
+    await hostile.probe(server.stub, service, {"schedule": "s"}, bases, restore)
