@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.cli import observe, settings
 from services.cli.supervisor import backend, control, rundir
+from services.mesh.registry.domain import WAITS_META
 from services.runtime.errors import DeadlineExceededError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
@@ -77,7 +78,11 @@ def up(
         return run_detached(lambda tell: supervise(tell, None), run_dir.log_file("supervisor"), START_WAIT_S)
     except DeadlineExceededError as error:
         rows = status(run_dir.state_dir)["services"]
-        late = [f"{row['service']} ({row['state']})" for row in rows if row["state"] != "serving"]
+        late = [
+            f"{row['service']} ({row['waits_for'] or row['state']})"
+            for row in rows
+            if row["state"] != "serving"
+        ]
         raise DeadlineExceededError(
             f"not serving after {START_WAIT_S:g} s: {', '.join(late)}; the rest runs on: "
             f"see `plexus logs {late[0].split()[0] if late else 'supervisor'}`, or `plexus down`"
@@ -146,13 +151,14 @@ def status(state_dir: Path) -> dict[str, Any]:
     """
     answer = control.ask(rundir.RunDir(state_dir.resolve()).socket, "status")
     by_session = observe.sessions()
-    addresses = _registered(state_dir)
+    registered = _registered(state_dir)
     for row in answer["services"]:
         pid = row["pid"]
         row["version"] = answer["version"]
         row["pss_bytes"] = None if pid is None else observe.session_pss_bytes(pid, by_session)
-        if row["address"] is None and pid is not None:
-            row["address"] = addresses.get(pid)
+        address, waits_for = registered.get(pid, (None, ""))
+        row["address"] = row["address"] or address
+        row["waits_for"] = waits_for
     supervisor = {"pid": answer.pop("pid"), "uptime_s": answer.pop("uptime_s")}
     supervisor["pss_bytes"] = observe.pss_bytes(supervisor["pid"])
     answer["supervisor"] = supervisor
@@ -161,11 +167,18 @@ def status(state_dir: Path) -> dict[str, Any]:
     return answer
 
 
-def _registered(state_dir: Path) -> dict[int, str]:
-    """Addresses by pid, from the catalogue that the control plane keeps on disk."""
+def _registered(state_dir: Path) -> dict[int | None, tuple[str | None, str]]:
+    """Address, and what is waited for, by pid, from the catalogue that the control plane keeps on disk."""
     try:
         instances = json.loads((state_dir / "data" / "control" / "catalogue.json").read_text())["instances"]
-        return {int(each["meta"]["pid"]): f"{each['address']}:{each['port']}" for each in instances}
+        return {
+            int(each["meta"]["pid"]): (
+                f"{each['address']}:{each['port']}",
+                str(each["meta"].get(WAITS_META, "")),
+            )
+            for each in instances
+            if "pid" in each["meta"]
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # not written yet
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +14,18 @@ mesh_app = typer.Typer(help="The mesh: policies, intentions, who is told what.",
 
 PathsArgument = Annotated[
     list[Path] | None,
-    typer.Argument(help="Policy files, or folders of them. Default: those shipped with Plexus."),
+    typer.Argument(
+        help="Files of policies and intentions, or folders of them. Default: those shipped with Plexus."
+    ),
 ]
+
+
+class Kind(StrEnum):
+    """What is shown."""
+
+    ALL = "all"
+    POLICIES = "policies"
+    INTENTIONS = "intentions"
 
 
 @mesh_app.command()
@@ -24,24 +35,34 @@ def apply(
     remove: Annotated[
         list[str] | None, typer.Option(help="Service whose written policy is removed; repeatable.")
     ] = None,
+    remove_intentions: Annotated[
+        list[str] | None,
+        typer.Option(help="Service whose written intentions are removed, * for any; repeatable."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only.")] = False,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check traffic policies and put them in force: all or none."""
+    """Check traffic policies and intentions and put them in force: all or, if one is at fault, none."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
-    answer = mesh.apply(state_folder(state), paths or [], remove or [], dry_run=dry_run)
+    removed = mesh.Removed(remove or [], remove_intentions or [])
+    policies, intentions = mesh.apply(state_folder(state), paths or [], removed, dry_run=dry_run)
     if as_json:
-        print_json(mesh.as_json(answer))
+        print_json(
+            {"applied": mesh.as_json(policies)["applied"], "intentions": mesh.as_json(intentions)["applied"]}
+        )
         return
-    for applied in answer.applied:
-        typer.echo(f"{applied.service} {mesh.CHANGES[applied.change]}{' (not written)' if dry_run else ''}")
+    note = " (not written)" if dry_run else ""
+    for applied in policies.applied:
+        typer.echo(f"{applied.service} {mesh.CHANGES[applied.change]}{note}")
+    for changed in intentions.applied:
+        typer.echo(f"intentions of {changed.destination} {mesh.CHANGES[changed.change]}{note}")
 
 
 @mesh_app.command()
 def diff(paths: PathsArgument = None, *, state: StateOption = None, as_json: JsonOption = False) -> None:
-    """Show how policy files differ from what is in force; exit code 1 if they do."""
+    """Show how files of policies and intentions differ from what is in force; exit code 1 if they do."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
     lines = mesh.diff(state_folder(state), paths or [])
@@ -58,23 +79,40 @@ def diff(paths: PathsArgument = None, *, state: StateOption = None, as_json: Jso
 def get(
     service: Annotated[str, typer.Argument(help="One service; default: all.")] = "",
     *,
+    kind: Annotated[Kind, typer.Option(help="What to print.")] = Kind.ALL,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the policies in force, and why newer ones were refused."""
+    """Print the policies and intentions in force, and why newer ones were refused."""
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
-    answer = mesh.policies(state_folder(state), service)
+    folder = state_folder(state)
+    found: dict[str, Any] = {}
+    texts: list[str] = []
+    if kind is not Kind.INTENTIONS:
+        policies = mesh.policies(folder, service)
+        found |= mesh.as_json(policies)
+        texts += [_in_force(each.service, each) for each in policies.policies]
+        if not policies.policies:
+            texts.append(
+                "the default policy applies" + (f" to {service}" if service else " to every service")
+            )
+    if kind is not Kind.POLICIES:
+        documents = mesh.intention_documents(folder, service)
+        found["intentions"] = [mesh.as_json(each) for each in documents]
+        texts += [_in_force(f"intentions of {each.destination}", each) for each in documents]
+        if not documents:
+            texts.append("no intentions" + (f" for {service}" if service else ""))
     if as_json:
-        print_json(mesh.as_json(answer))
+        print_json(found)
         return
-    if not answer.policies:
-        typer.echo("the default policy applies" + (f" to {service}" if service else " to every service"))
-    for policy in answer.policies:
-        typer.echo(f"# {policy.service}: {policy.origin or 'none in force'}")
-        for problem in policy.refusal.splitlines():
-            typer.echo(f"# refused: {problem}")
-        typer.echo(policy.text)
+    for text in texts:
+        typer.echo(text)
+
+
+def _in_force(what: str, kept: Any) -> str:
+    refusals = [f"# refused: {problem}" for problem in kept.refusal.splitlines()]
+    return "\n".join([f"# {what}: {kept.origin or 'none in force'}", *refusals, kept.text])
 
 
 @mesh_app.command()

@@ -90,20 +90,7 @@ def explanation(answer: mesh_pb2.Explanation) -> None:
     console.print(f"policy: {escape(policy.origin) or 'default'}")
     for problem in policy.refusal.splitlines():
         console.print(f"refused: {escape(problem)}", style="red")
-    if answer.instances:
-        instances = _table("INSTANCE", "ADDRESS", "VERSION", "ZONE", "WEIGHT", "HEALTH")
-        for entry in answer.instances:
-            instances.add_row(
-                entry.id,
-                entry.address,
-                escape(entry.version),
-                escape(entry.zone),
-                str(entry.weight),
-                _styled(entry.health),
-            )
-        console.print(instances)
-    else:
-        console.print("no instances", style="yellow")
+    _instances(console, answer)
     if not answer.followers:
         console.print("no client of this control plane follows it", style="dim")
         return
@@ -127,3 +114,23 @@ def explanation(answer: mesh_pb2.Explanation) -> None:
     for follower in answer.followers:
         for refusal in sorted({resource.refusal for resource in follower.resources if resource.refusal}):
             console.print(f"{escape(follower.node)} refused: {escape(refusal)}", style="red")
+
+
+def _instances(console: Console, answer: mesh_pb2.Explanation) -> None:
+    if not answer.instances:
+        console.print("no instances", style="yellow")
+        return
+    table = _table("INSTANCE", "ADDRESS", "VERSION", "ZONE", "WEIGHT", "HEALTH")
+    for entry in answer.instances:
+        table.add_row(
+            entry.id,
+            entry.address,
+            escape(entry.version),
+            escape(entry.zone),
+            str(entry.weight),
+            _styled(entry.health),
+        )
+    console.print(table)
+    for entry in answer.instances:
+        if entry.waits_for:
+            console.print(f"{entry.id} waits for {escape(entry.waits_for)}", style="red")

@@ -27,6 +27,8 @@ def status_table(answer: dict[str, Any]) -> None:
                 f"{row['service']}: {loop}{row['last_exit']}, starts again in {row['retry_in_s']:.0f} s; "
                 f"see `plexus logs {row['service']}`"
             )
+        if row["waits_for"]:
+            notes.append(f"{row['service']} waits for {row['waits_for']}")
         table.add_row(
             row["service"],
             f"[{style}]{row['state']}[/{style}]" if style else row["state"],

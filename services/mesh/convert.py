@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from plexus.mesh.v1 import mesh_pb2
 from services.mesh.intentions import WILDCARD
-from services.mesh.registry.domain import Health
+from services.mesh.registry.domain import WAITS_META, Health
 from services.mesh.xds.resources import PUSH_ORDER, ROUTE, service_of
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from services.mesh.ads.client import Client, Subscription
     from services.mesh.ads.hub import Hub
+    from services.mesh.intention_store import Kept
     from services.mesh.intentions import IntentionTable, Source
     from services.mesh.plane import Plane
     from services.mesh.policy.table import PolicyTable
@@ -50,6 +51,13 @@ def intentions(table: IntentionTable) -> list[mesh_pb2.Intention]:
     ]
 
 
+def intention_document(kept: Kept) -> mesh_pb2.IntentionDocument:
+    """A text of intentions."""
+    return mesh_pb2.IntentionDocument(
+        destination=kept.destination, origin=kept.origin, text=kept.text, refusal=kept.refusal
+    )
+
+
 def _permissions(rule: Source) -> list[str]:
     texts = []
     for permission in rule.Permissions:
@@ -61,6 +69,8 @@ def _permissions(rule: Source) -> list[str]:
 
 def intention(table: IntentionTable, source: str, destination: str) -> str:
     """What the rules say of a pair: allow, deny, or some."""
+    if table.fault(destination):
+        return "deny"
     for to in (destination, WILDCARD):
         for by in (source, WILDCARD):
             rule = table.by_destination.get(to, {}).get(by)
@@ -184,4 +194,5 @@ def _instance(entry: Instance) -> mesh_pb2.Explanation.Instance:
         zone=entry.zone,
         weight=entry.weight,
         health=entry.health.value,
+        waits_for=entry.meta.get(WAITS_META, ""),
     )

@@ -12,13 +12,15 @@ from services.runtime.access import Decision
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["UNJUDGED", "Decision", "IntentionAuthorizer", "IntentionTable", "ServiceIntentions", "Source"]
 
 WILDCARD = "*"
 UNJUDGED = "has a condition that is not judged here"
 """Description of a source whose condition was not understood; it denies."""
+AT_FAULT = "intentions at fault"
+"""What a denial names when it is not known which rules hold."""
 RPC_METHOD = "POST"
 """The HTTP method of every gRPC call."""
 
@@ -101,13 +103,26 @@ class ServiceIntentions(_Model):
 
 @dataclass(frozen=True, slots=True)
 class IntentionTable:
-    """All intentions, ready to be asked."""
+    """All intentions, ready to be asked.
+
+    Attributes:
+        by_destination: The rule for each source.
+        closed: Why it is not known what holds for a destination, of which everything is denied then; under
+            `*` for all of them.
+    """
 
     by_destination: dict[str, dict[str, Source]] = field(default_factory=dict)
+    closed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, entries: Iterable[ServiceIntentions]) -> IntentionTable:
+    def of(
+        cls, entries: Iterable[ServiceIntentions], *, closed: Mapping[str, str] | None = None
+    ) -> IntentionTable:
         """Index entries.
+
+        Args:
+            entries: One for each destination.
+            closed: As the attribute.
 
         Raises:
             InvalidArgumentError: Two entries for one destination, or two rules for one source.
@@ -120,7 +135,11 @@ class IntentionTable:
             if len(sources) != len(entry.Sources):
                 raise InvalidArgumentError(f"service-intentions for {entry.Name!r} name a source twice")
             table[entry.Name] = sources
-        return cls(table)
+        return cls(table, dict(closed or {}))
+
+    def fault(self, destination: str) -> str:
+        """Why everything is denied to a service's callers, a problem a line; empty if it is not."""
+        return "\n".join(self.closed[to] for to in (destination, WILDCARD) if to in self.closed)
 
     def unjudged(self) -> list[str]:
         """The rules with a condition that is not judged here, on headers or tokens; these never open."""
@@ -133,6 +152,8 @@ class IntentionTable:
 
     def decide(self, source: str, destination: str, path: str) -> Decision:
         """Apply Consul's precedence: exact pair, any source, any destination, any pair; then deny."""
+        if self.fault(destination):
+            return Decision(allowed=False, rule=AT_FAULT)
         for to, by in (
             (destination, source),
             (destination, WILDCARD),

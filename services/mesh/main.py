@@ -70,8 +70,7 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
     member = Membership(NAME, state_dir, settings)
     # An identity for the command and for any gRPC client that this user runs.
     visitor = member.certificates("cli")
-    folder = state_dir / "data" / NAME
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = _folder(state_dir)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(member)
         if not await unless(stop, member.join()) or not await unless(stop, visitor.obtain()):
@@ -87,19 +86,18 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
         meta = {"pid": str(os.getpid()), "metrics": f"127.0.0.1:{telemetry.serve_metrics(stack)}", **checked}
         own = Instance(id="control-1", service=NAME, address=server_config.host, port=port, meta=meta)
         registry = await _registry(stack, member, folder)
-        policies = _policies(member, mesh_config, folder)
-        rules = member.all_intentions()
+        policies, rules = _policies(member, mesh_config, folder), member.all_intentions()
         if member.consul is None:
             await rules.first()
             # Before anyone connects: a first service that finds no endpoint of the registry would back off.
-            await registry.register(own, lease_s=mesh_config.lease_s)
+            await registry.register(member.as_yet(own), lease_s=mesh_config.lease_s)
             plane.set_policies(await policies.read())
         plane.publish(SERVICES)
         plane.set_instances({NAME: [own]})
         server = _server(member, server_config, mesh_config, port)
-        _add(server, registry, hub, MeshServicer(hub, plane, policies, rules.table), health)
+        _add(server, registry, hub, MeshServicer(hub, plane, policies, rules.store), health)
         known = asyncio.Event()
-        registration = Registration(registry, own, lease_s=mesh_config.lease_s)
+        registration = Registration(registry, member.as_yet(own), lease_s=mesh_config.lease_s)
         work = {
             "catalogue": follow_catalogue(registry, plane, known),
             "policies": follow_policies(policies, plane),
@@ -115,9 +113,11 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
             # Clients keep what they have until the catalogue is known; an empty mesh would take it away.
             if await unless(stop, known.wait()):
                 await server.start()
-                await health.set("", health_pb2.HealthCheckResponse.SERVING)
-                ready()
-                log.info("serving", port=port, pid=os.getpid())
+                if not member.rules_known.is_set() and await unless(stop, member.rules_known.wait()):
+                    registration.replace(own)
+                if not stop.is_set():
+                    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+                    _tell_serving(port, ready)
                 await stop.wait()
                 await health.enter_graceful_shutdown()
                 # ADS streams never end by themselves; clients keep what they have and reconnect.
@@ -127,6 +127,17 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
         if member.consul is not None:  # which goes on, and would miss it
             await registration.deregister()
     log.info("stopped")
+
+
+def _folder(state_dir: Path) -> Path:
+    folder = state_dir / "data" / NAME
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _tell_serving(port: int, ready: Callable[[], None]) -> None:
+    ready()
+    log.info("serving", port=port, pid=os.getpid())
 
 
 def _server(member: Membership, config: ServerConfig, mesh_config: MeshConfig, port: int) -> grpc.aio.Server:
@@ -165,7 +176,7 @@ def _policies(member: Membership, config: MeshConfig, folder: Path) -> PolicySto
 async def _seed(member: Membership, consul: ConsulClient, folder: Path) -> None:
     shipped = await FolderPolicyStore(folder, folder).read()
     values = {PREFIX + service: document.text.encode() for service, document in shipped.items()}
-    await seed(consul, await member.intention_files().read(), values)
+    await seed(consul, await member.intention_files().good(), values)
 
 
 def _policy_folder(config: MeshConfig) -> Path:

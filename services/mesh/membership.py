@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
@@ -20,11 +21,13 @@ from grpc_health.v1 import health_pb2_grpc
 
 from services.mesh.bootstrap import write_bootstrap
 from services.mesh.consul.config import ConsulConfig
-from services.mesh.consul.intentions import watch_all_intentions, watch_intentions
+from services.mesh.consul.intentions import ConsulIntentions, watch_intentions
+from services.mesh.direct import CONTROL
 from services.mesh.intention_files import IntentionFiles
 from services.mesh.intentions import IntentionAuthorizer, IntentionTable
 from services.mesh.registry.client import RemoteRegistry
 from services.mesh.registry.consul import HEALTH_META, ConsulRegistry
+from services.mesh.registry.domain import MAX_LABEL_LENGTH, WAITS_META, Health
 from services.mesh.trust.consul import ConnectCertificateSource
 from services.mesh.trust.local import LocalCertificateSource
 from services.runtime.config import MeshConfig, ServerConfig, Settings, project_file
@@ -40,7 +43,8 @@ if TYPE_CHECKING:
 
     from plexus.client.channel import Mesh
     from services.mesh.consul.client import ConsulClient
-    from services.mesh.registry.domain import Registry
+    from services.mesh.intention_store import IntentionStore
+    from services.mesh.registry.domain import Instance, Registry
     from services.mesh.trust.domain import CertificateSource, Identity
 
 log = structlog.get_logger(__name__)
@@ -90,24 +94,24 @@ async def _found(dependency: str, address: str, there: Callable[[], Awaitable[bo
 
 
 class AllIntentions:
-    """The rules of every service, as they are kept where they count, to be shown."""
+    """The rules of every service, followed where they are kept, to be shown and changed.
 
-    def __init__(self, consul: ConsulClient | None, files: IntentionFiles) -> None:
-        self._watch = files.watch() if consul is None else watch_all_intentions(consul)
-        self._told = IntentionTable()
+    Attributes:
+        store: Where that is.
+    """
 
-    def table(self) -> IntentionTable:
-        """The rules now."""
-        return self._told
+    def __init__(self, store: IntentionStore) -> None:
+        self.store = store
+        self._watch = store.watch()
 
     async def first(self) -> None:
         """Wait until they are known."""
-        self._told = await anext(self._watch)
+        await anext(self._watch)
 
     async def follow(self) -> None:
         """Follow them, for ever."""
-        async for table in self._watch:
-            self._told = table
+        async for _ in self._watch:
+            pass
 
 
 class Membership:
@@ -116,6 +120,7 @@ class Membership:
     Attributes:
         consul: The open client, if Consul is configured.
         authorizer: Answers by the present intentions; denies everything before `join`.
+        rules_known: Set once the intentions of this service are known; until then it denies everything.
     """
 
     def __init__(self, service: str, state_dir: Path, settings: Settings) -> None:
@@ -139,6 +144,8 @@ class Membership:
         self._identity: Identity | None = None
         self._rules: AsyncIterator[IntentionTable] | None = None
         self._unjudged: list[str] = []
+        self.rules_known = asyncio.Event()
+        self._fault = ""
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -181,12 +188,13 @@ class Membership:
         )
 
     def intention_files(self) -> IntentionFiles:
-        """The folder of intentions."""
-        return IntentionFiles(self._mesh_config.intentions or project_file("consul/intentions"))
+        """The folder of intentions, and what `plexus mesh apply` wrote over it."""
+        folder = self._mesh_config.intentions or project_file("consul/intentions")
+        return IntentionFiles(folder, self._state_dir / "data" / CONTROL / "intentions")
 
     def all_intentions(self) -> AllIntentions:
-        """The rules of every service, to be shown."""
-        return AllIntentions(self.consul, self.intention_files())
+        """The rules of every service, to be shown and changed."""
+        return AllIntentions(self.intention_files() if self.consul is None else ConsulIntentions(self.consul))
 
     async def join(self) -> Identity:
         """Get the identity and the rules; waits for a Consul that is away, and says so.
@@ -194,7 +202,6 @@ class Membership:
         Raises:
             FailedPreconditionError: Consul wants a token and none is configured.
             PermissionDeniedError: Consul does not know the token.
-            InvalidArgumentError: A file of intentions is not valid.
         """
         if self.consul is not None:
             await self._wait_for_consul(self.consul)
@@ -265,11 +272,33 @@ class Membership:
     def obey(self, table: IntentionTable) -> None:
         """Answer by these rules from now on; those that cannot be judged are told once."""
         self.authorizer.replace(table)
+        self._judge(table.fault(self._service))
         unjudged = table.unjudged()
         if unjudged != self._unjudged:
             self._unjudged = unjudged
             if unjudged:
                 log.error("intentions_not_judged", rules=unjudged, effect="they deny, and allow nothing")
+
+    def as_yet(self, instance: Instance) -> Instance:
+        """An instance as it is to be registered now: one whose rules are not known does not serve."""
+        if self.rules_known.is_set():
+            return instance
+        reason = f"intentions: {'; '.join(self._fault.splitlines())}"
+        return replace(
+            instance,
+            health=Health.NOT_SERVING,
+            meta={**instance.meta, WAITS_META: reason[:MAX_LABEL_LENGTH]},
+        )
+
+    def _judge(self, fault: str) -> None:
+        if fault != self._fault:
+            self._fault = fault
+            if fault:
+                log.error("waiting_for", dependency="intentions", reason=fault, effect="everything is denied")
+            else:
+                log.info("found", dependency="intentions")
+        if not fault:
+            self.rules_known.set()
 
     def registry(self, mesh: Mesh) -> Registry:
         """Where this process registers."""

@@ -87,7 +87,8 @@ class MeshConfig(Section):
     certificate_ttl_s: float = 24 * 3600.0
     """Life of a certificate from the local CA; renewed at two thirds of it."""
     intentions: Path | None = None
-    """Folder of service-intentions files; default: the ones shipped with Plexus."""
+    """Folder of service-intentions files, watched; default: the ones shipped with Plexus. What
+    `plexus mesh apply` writes goes into the state folder and comes first."""
     policies: Path | None = None
     """Folder of traffic policies, watched; default: the ones shipped with Plexus. What `plexus mesh apply`
     writes goes into the state folder and comes first."""

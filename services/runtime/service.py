@@ -1,6 +1,7 @@
 """A service process: identity, server, registration and the order in which they start and stop.
 
-Start: certificate, dependencies (the service's own `compose`), server, registration, then SERVING.
+Start: certificate, dependencies (the service's own `compose`), server, registration, known intentions, then
+SERVING.
 Stop: NOT_SERVING, DRAINING in the registry, callers have let go of it and none calls any more, bounded drain,
 deregistration, background loops, what `compose` opened, in reverse.
 """
@@ -205,10 +206,12 @@ async def serve(
             zone=mesh_config.zone,
             meta={"pid": str(os.getpid()), "metrics": f"127.0.0.1:{metrics_port}", **checked},
         )
-        registration = Registration(member.registry(mesh), instance, lease_s=mesh_config.lease_s)
+        registration = Registration(
+            member.registry(mesh), member.as_yet(instance), lease_s=mesh_config.lease_s
+        )
         renewal = runtime.spawn(registration.run(), name="registration")
         try:
-            await _first(registration.registered.wait(), stop.wait(), runtime.crashed)
+            await _admitted(member, registration, instance, stop, runtime.crashed)
             if not stop.is_set():
                 for name in ("", *service.proto_services):
                     await health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -256,6 +259,22 @@ async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool
         if not task.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+async def _admitted(
+    member: Membership,
+    registration: Registration,
+    instance: Instance,
+    stop: asyncio.Event,
+    crashed: asyncio.Future[None],
+) -> None:
+    """Wait until the instance is registered as one that serves, or it is time to stop."""
+    await _first(registration.registered.wait(), stop.wait(), crashed)
+    if not member.rules_known.is_set():
+        await _first(member.rules_known.wait(), stop.wait(), crashed)
+        if not stop.is_set():
+            registration.replace(instance)
+            await _first(registration.registered.wait(), stop.wait(), crashed)
 
 
 async def _first(*waits: Any) -> None:

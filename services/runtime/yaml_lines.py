@@ -48,7 +48,8 @@ def load(text: str) -> tuple[Any, dict[Path, int]]:
         return _value(loader, node, (), lines), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise YamlError(str(error), 1 if mark is None else mark.line + 1) from error
+        text = ", ".join(part for part in (error.context, error.problem) if part)
+        raise YamlError(text, 1 if mark is None else mark.line + 1) from error
     except yaml.YAMLError as error:
         raise YamlError(str(error)) from error
     finally:

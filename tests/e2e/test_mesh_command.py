@@ -33,6 +33,35 @@ def test_a_policy_is_compared_applied_shown_and_removed(backend: Backend, tmp_pa
     assert "default policy" in backend.plexus("mesh", "get", "vectors").stdout
 
 
+def test_intentions_are_compared_applied_shown_and_removed(backend: Backend, tmp_path: Path) -> None:
+    file = tmp_path / "reports.yaml"
+    policy = tmp_path / "policy.yaml"
+    rules = "Kind: service-intentions\nName: reports\nSources: [{Name: shop, Action: allow}]\n"
+    file.write_text(rules.replace("allow", "maybe"))
+    policy.write_text("service: policy\ntimeout: 30s\n")
+    for command in ("apply", "diff"):
+        refused = backend.plexus("mesh", command, str(tmp_path), check=False)
+        assert refused.returncode == 1
+        assert f"{file}:3: Sources[0].Action: " in refused.stderr
+    # Of both kinds, none is written while one is at fault.
+    assert "default policy" in backend.plexus("mesh", "get", "policy").stdout
+    file.write_text(rules)
+    policy.unlink()
+    assert "+- Name: shop" in backend.plexus("mesh", "diff", str(file), check=False).stdout
+    tried = backend.plexus("mesh", "apply", str(file), "--dry-run").stdout
+    assert tried == "intentions of reports added (not written)\n"
+    assert backend.plexus("mesh", "apply", str(file)).stdout == "intentions of reports added\n"
+    assert backend.plexus("mesh", "diff", str(file)).stdout == ""
+    assert rules in backend.plexus("mesh", "get", "reports", "--kind", "intentions").stdout
+    (kept,) = json.loads(backend.plexus("mesh", "get", "reports", "--json").stdout)["intentions"]
+    assert (kept["destination"], kept["text"]) == ("reports", rules)
+    shown = backend.plexus("mesh", "intentions").stdout
+    assert any(line.split() == ["reports", "shop", "allow"] for line in shown.splitlines())
+    removed = backend.plexus("mesh", "apply", "--remove-intentions", "reports").stdout
+    assert removed == "intentions of reports removed\n"
+    assert "no intentions for reports" in backend.plexus("mesh", "get", "reports").stdout
+
+
 def test_explain_shows_that_every_client_has_accepted_what_is_current(backend: Backend) -> None:
     def everything_accepted() -> bool:
         told = json.loads(backend.plexus("mesh", "explain", "storage", "--json").stdout)

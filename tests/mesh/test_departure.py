@@ -12,7 +12,7 @@ import pytest
 
 from plexus.mesh.v1 import mesh_pb2_grpc
 from services.mesh.departure import Departure, awaited, departed
-from services.mesh.intentions import IntentionTable
+from services.mesh.intention_files import IntentionFiles
 from services.mesh.policy.folder import FolderPolicyStore
 from services.mesh.registry.domain import Health, Instance
 from services.mesh.registry.local import LocalRegistry
@@ -121,7 +121,7 @@ class Replica:
         pipeline = Pipeline("control", ServerConfig(), AllowAll())
         self.server = grpc.aio.server(interceptors=[pipeline], options=[("grpc.so_reuseport", 0)])
         store = FolderPolicyStore(state, state)
-        servicer = MeshServicer(self.world.hub, self.world.plane, store, IntentionTable)
+        servicer = MeshServicer(self.world.hub, self.world.plane, store, IntentionFiles(state))
         mesh_pb2_grpc.add_MeshServiceServicer_to_server(servicer, self.server)
         port = self.server.add_secure_port("127.0.0.1:0", server_credentials(identity))
         self.instance = Instance(id=f"control-{number}", service="control", address="127.0.0.1", port=port)

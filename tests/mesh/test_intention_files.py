@@ -10,7 +10,7 @@ import pytest
 
 from services.mesh.intention_files import IntentionDocuments, IntentionFiles
 from services.mesh.policy.domain import Document
-from services.runtime.errors import InvalidArgumentError
+from services.runtime.access import Decision
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -84,13 +84,80 @@ def test_the_refusal_names_file_line_and_reason(source: str, reason: str) -> Non
     assert documents.refusals == {}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "Kind: service-defaults\nName: a\nSources: []\n"])
-async def test_at_the_start_a_file_at_fault_is_an_error(tmp_path: Path, text: str) -> None:
+ANY = "Kind: service-intentions\nName: '*'\nSources:\n  - {Name: '*', Action: allow}\n"
+AT_FAULT = {
+    "a mistake": ALLOW.replace("allow", "maybe"),
+    "no YAML": ALLOW + "  - {",
+    "twice": ALLOW + "  - {Name: edge, Action: deny}\n",
+}
+
+
+@pytest.mark.parametrize("text", AT_FAULT.values(), ids=AT_FAULT.keys())
+async def test_a_file_at_fault_from_the_start_closes_its_destination_until_it_is_mended(
+    tmp_path: Path, text: str
+) -> None:
+    put(tmp_path, ANY, "any")
+    put(tmp_path, text, "other-name")
+    rules = IntentionFiles(tmp_path).watch()
+    table = await following(rules)
+    assert table.decide("edge", "storage", "/a.B/C").allowed
+    # What the file forbids is not known, so what others allow does not count.
+    assert table.decide("edge", "vectors", "/a.B/C") == Decision(allowed=False, rule="intentions at fault")
+    assert re.search(r"other-name\.yaml:\d: ", table.fault("vectors"))
+    assert table.fault("storage") == ""
+    put(tmp_path, DENY, "other-name")
+    table = await following(rules)
+    assert (table.fault("vectors"), allowed(table)) == ("", False)
+    put(tmp_path, text, "other-name")
+    put(tmp_path, ANY.replace("allow", "deny"), "any")
+    table = await following(rules)
+    assert table.fault("vectors") == ""  # now the last good content is known
+    (tmp_path / "any.yaml").unlink()
+    put(tmp_path, ALLOW, "other-name")
+    while not allowed(await following(rules)):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "[]", "Kind: service-intentions\nSources: []\n", "Name:\n"])
+async def test_a_file_that_does_not_say_for_whom_it_speaks_closes_everything(
+    tmp_path: Path, text: str
+) -> None:
+    put(tmp_path, ALLOW)
     put(tmp_path, text, "bad")
-    with pytest.raises(InvalidArgumentError, match=r"bad\.yaml:1: "):
-        await IntentionFiles(tmp_path).read()
-    with pytest.raises(InvalidArgumentError, match=r"bad\.yaml:1: "):
-        await anext(IntentionFiles(tmp_path).watch())
+    rules = IntentionFiles(tmp_path).watch()
+    table = await following(rules)
+    assert not allowed(table)
+    assert "bad.yaml:1: " in table.fault("vectors")
+    (tmp_path / "bad.yaml").unlink()
+    assert allowed(await following(rules))
+
+
+async def test_the_first_good_state_is_waited_for(tmp_path: Path) -> None:
+    put(tmp_path, "", "bad")
+    waiting = asyncio.create_task(IntentionFiles(tmp_path).good())
+    await asyncio.sleep(0)
+    put(tmp_path, ALLOW, "bad")
+    (entry,) = await asyncio.wait_for(waiting, DEADLINE_S)
+    assert entry.Name == "vectors"
+
+
+async def test_what_was_written_hides_the_users_file_for_the_destination_whatever_its_name(
+    tmp_path: Path,
+) -> None:
+    folder, written = tmp_path / "own", tmp_path / "written"
+    folder.mkdir()
+    put(folder, ALLOW, "rules")
+    put(folder, ALLOW.replace("Name: vectors", "Name: storage"), "vectors")
+    files = IntentionFiles(folder, written)
+    rules = files.watch()
+    assert allowed(await following(rules))
+    await files.write({"vectors": Document("here", DENY)})
+    assert not allowed(files.table())
+    assert files.table().decide("edge", "storage", "/a.B/C").allowed
+    other = await following(IntentionFiles(folder, written).watch())
+    assert other == files.table()
+    await files.write({}, remove=frozenset({"vectors", "unknown"}))
+    assert allowed(files.table())
 
 
 def test_a_second_file_for_a_destination_is_refused() -> None:

@@ -61,7 +61,7 @@ def test_a_regex_must_match_the_whole_path() -> None:
 
 
 async def shipped_rules() -> IntentionTable:
-    return IntentionTable.of(await IntentionFiles(project_file("consul/intentions")).read())
+    return IntentionTable.of(await IntentionFiles(project_file("consul/intentions")).good())
 
 
 async def test_shipped_intentions_let_the_edge_in_and_nobody_else_but_the_named() -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-import yaml
 from google.rpc import status_pb2
 
 from plexus.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from plexus.xds.v1 import xds_pb2
 from services.mesh.ads.hub import Hub
-from services.mesh.intentions import IntentionTable, ServiceIntentions
+from services.mesh.intention_files import IntentionFiles
 from services.mesh.plane import Plane
 from services.mesh.policy.client import follow_retry_budget
 from services.mesh.policy.folder import FolderPolicyStore
@@ -42,14 +43,21 @@ class World:
         self.plane.publish(["vectors", "storage"])
         self.plane.set_instances({"vectors": [instance()]})
         self.store = FolderPolicyStore(folder / "base", folder / "written")
-        files = sorted(project_file("consul/intentions").glob("*.yaml"))
-        rules = [ServiceIntentions.model_validate(yaml.safe_load(file.read_text())) for file in files]
-        self.servicer = MeshServicer(self.hub, self.plane, self.store, lambda: IntentionTable.of(rules))
+        self.rules = folder / "intentions"
+        shutil.copytree(project_file("consul/intentions"), self.rules)
+        self.intentions = IntentionFiles(self.rules, folder / "written-intentions")
+        self.servicer = MeshServicer(self.hub, self.plane, self.store, self.intentions)
+
+    async def look(self) -> None:
+        """Let the control plane see the files as they are."""
+        await anext(self.intentions.watch())
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+async def world(tmp_path: Path) -> World:
+    made = World(tmp_path)
+    await made.look()
+    return made
 
 
 @pytest.fixture
@@ -172,6 +180,110 @@ async def test_intentions_are_listed_with_their_permissions(connect: Any) -> Non
     rules = {(entry.source, entry.destination): entry for entry in listed}
     assert rules["knowledge", "vectors"].action == "allow"
     assert list(rules["control", "vectors"].permissions) == ["allow /grpc.health.v1.Health/*"]
+
+
+def rules(text: str, name: str = "storage") -> mesh_pb2.ApplyIntentionsRequest.Document:
+    whole = f"Kind: service-intentions\nName: '{name}'\nSources:\n{text}"
+    return mesh_pb2.ApplyIntentionsRequest.Document(origin=f"here/{name}.yaml", text=whole)
+
+
+async def kept(stub: Any, destination: str) -> Any:
+    listed = await stub.ListIntentions(mesh_pb2.ListIntentionsRequest(), timeout=DEADLINE_S)
+    return next((each for each in listed.documents if each.destination == destination), None)
+
+
+ALLOW_SHOP = "- {Name: shop, Action: allow}"
+
+
+async def test_applied_intentions_are_in_force_and_removed_ones_are_those_of_the_folder_again(
+    world: World, connect: Any
+) -> None:
+    async def applied(**request: Any) -> dict[str, str]:
+        message = mesh_pb2.ApplyIntentionsRequest(**request)
+        answer = await stub.ApplyIntentions(message, timeout=DEADLINE_S)
+        return {each.destination: mesh_pb2.Change.Name(each.change) for each in answer.applied}
+
+    def allowed(destination: str) -> bool:
+        return world.intentions.table().decide("shop", destination, "/a.B/C").allowed
+
+    async with connect() as stub:
+        both = [rules(ALLOW_SHOP), rules(ALLOW_SHOP, "orders"), rules(ALLOW_SHOP, "*")]
+        assert await applied(documents=both, validate_only=True) == {
+            "storage": "CHANGE_CHANGED",
+            "orders": "CHANGE_ADDED",
+            "*": "CHANGE_ADDED",
+        }
+        assert not allowed("storage")
+        assert (await applied(documents=both))["storage"] == "CHANGE_CHANGED"
+        assert all(map(allowed, ["storage", "orders", "vectors"]))
+        assert (await kept(stub, "storage")).text == both[0].text
+        other_words = rules(f"# the shop\n{ALLOW_SHOP}")
+        assert await applied(documents=[other_words]) == {"storage": "CHANGE_UNCHANGED"}
+        # What the user's own folder holds is not removed from here.
+        gone = await applied(remove=["*", "orders", "storage", "vectors"])
+        assert gone == dict.fromkeys(("*", "orders", "storage"), "CHANGE_REMOVED")
+        assert not any(map(allowed, ["storage", "orders", "vectors"]))
+        assert (await kept(stub, "storage")).origin == str(world.rules / "storage.yaml")
+        assert await kept(stub, "orders") is None
+
+
+REFUSED_INTENTIONS = {
+    "no such action": (
+        [rules("- {Name: shop, Action: maybe}")],
+        r"here/storage\.yaml:4: Sources\[0\]\.Action: ",
+    ),
+    "no service": ([rules(ALLOW_SHOP, "../up")], r"here/\.\./up\.yaml:2: Name: must be a service's name"),
+    "twice": ([rules(ALLOW_SHOP), rules("  []")], r"here/storage\.yaml:1: here/storage\.yaml speaks for"),
+    "no YAML": ([rules("- {Name: shop")], r"here/storage\.yaml:[45]: "),
+}
+
+
+@pytest.mark.parametrize(("texts", "reason"), REFUSED_INTENTIONS.values(), ids=REFUSED_INTENTIONS.keys())
+async def test_intentions_at_fault_refuse_all_with_file_line_and_reason(
+    world: World, connect: Any, texts: list[Any], reason: str
+) -> None:
+    before = world.intentions.kept()
+    documents = [rules(ALLOW_SHOP, "orders"), *texts]
+    async with connect() as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ApplyIntentions(
+                mesh_pb2.ApplyIntentionsRequest(documents=documents), timeout=DEADLINE_S
+            )
+    error = from_rpc_error(refused.value, dependency="control")
+    assert isinstance(error, InvalidArgumentError)
+    assert error.reason == "INTENTIONS_INVALID"
+    (violation,) = error.violations
+    assert re.match(reason, violation.description), violation
+    await world.look()
+    assert world.intentions.kept() == before
+
+
+@pytest.mark.parametrize("remove", ["../up", "", "Orders"])
+async def test_what_is_no_destination_is_not_removed(connect: Any, remove: str) -> None:
+    async with connect() as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ApplyIntentions(mesh_pb2.ApplyIntentionsRequest(remove=[remove]), timeout=DEADLINE_S)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_only_the_command_may_apply_intentions(connect: Any) -> None:
+    async with connect("vectors") as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ApplyIntentions(
+                mesh_pb2.ApplyIntentionsRequest(documents=[rules(ALLOW_SHOP)]), timeout=DEADLINE_S
+            )
+    assert isinstance(from_rpc_error(refused.value, dependency="control"), PermissionDeniedError)
+
+
+async def test_a_refused_text_is_listed_beside_the_one_in_force(world: World, connect: Any) -> None:
+    file = world.rules / "storage.yaml"
+    good = file.read_text()
+    file.write_text("Kind: service-intentions\nName: storage\n")
+    await world.look()
+    async with connect() as stub:
+        document = await kept(stub, "storage")
+    assert document.text == good
+    assert document.refusal == f"{file}:1: Sources: Field required"
 
 
 async def test_servers_follow_their_retry_budget(world: World, serve: Serve) -> None:

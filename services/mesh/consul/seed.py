@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from services.mesh.consul.intentions import PROTOCOL
 from services.mesh.consul.kv import KeyValues
 from services.mesh.intentions import WILDCARD
 from services.runtime.errors import PermissionDeniedError, PlexusError
@@ -22,8 +23,6 @@ log = structlog.get_logger(__name__)
 
 SEEDED = "plexus/seeded"
 """Key that says that what Plexus ships was once written; what an operator did since is not undone."""
-PROTOCOL = "grpc"
-"""Of every service: Consul takes rules on paths only for services that speak HTTP."""
 _RETRY_MAX_S = 10.0
 
 

@@ -97,6 +97,12 @@ class Registration:
             self._instance = replace(self._instance, health=health)
             self._changed.set()
 
+    def replace(self, instance: Instance) -> None:
+        """Register something else under the same id, at once; `registered` is set again when it is."""
+        self._instance = instance
+        self.registered.clear()
+        self._changed.set()
+
     async def run(self) -> None:
         """Register and renew for ever; an unreachable registry is retried with back-off and jitter."""
         failures = 0
@@ -105,7 +111,10 @@ class Registration:
                 if self.registered.is_set():
                     await self._registry.keep_alive(self._instance.id, self._instance.health)
                 else:
-                    await self._registry.register(self._instance, lease_s=self._lease_s)
+                    registering = self._instance
+                    await self._registry.register(registering, lease_s=self._lease_s)
+                    if registering.meta is not self._instance.meta:
+                        continue  # replaced meanwhile
                     self.registered.set()
             except NotFoundError:
                 self.registered.clear()

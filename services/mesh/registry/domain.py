@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MAX_LABELS = 32
 MAX_LABEL_LENGTH = 512
 MAX_INSTANCES = 10_000
+WAITS_META = "waits"
+"""Meta key of what an instance waits for before it serves, and why."""
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 import grpc.aio
 import pytest
+import yaml
 from structlog.testing import capture_logs
 
 from services.mesh.consul.answers import Answer
-from services.mesh.consul.intentions import table_of, watch_all_intentions, watch_intentions
+from services.mesh.consul.intentions import ConsulIntentions, table_of, watch_intentions
 from services.mesh.consul.kv import KeyValues
 from services.mesh.consul.seed import SEEDED, seed
+from services.mesh.intention_store import compared
 from services.mesh.intentions import IntentionAuthorizer, IntentionTable, ServiceIntentions
 from services.mesh.membership import Membership
+from services.mesh.policy.domain import Document
 from services.runtime.config import Settings
-from services.runtime.errors import DataLossError
+from services.runtime.errors import AbortedError, DataLossError, FailedPreconditionError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -91,12 +94,78 @@ async def test_rules_on_paths_and_methods_decide_in_order(client: ConsulClient, 
 async def test_all_rules_can_be_shown(client: ConsulClient, http: httpx.Client) -> None:
     intend(http, "*", {"Name": "monitor", "Action": "allow"})
     intend(http, "vectors", permissions("knowledge", ("allow", {"PathExact": GET})))
-    watched: Any = watch_all_intentions(client)
+    kept = ConsulIntentions(client)
+    watched: Any = kept.watch()
     table: IntentionTable = await asyncio.wait_for(anext(watched), WITHIN_S)
     await watched.aclose()
     assert table.decide("knowledge", "vectors", GET).allowed
     assert not table.decide("knowledge", "vectors", DELETE).allowed
     assert table.decide("monitor", "storage", GET).rule == "monitor -> *"
+    assert [(each.destination, each.origin) for each in kept.kept()] == [
+        ("*", "service-intentions/*"),
+        ("vectors", "service-intentions/vectors"),
+    ]
+    assert kept.kept()[0].text == (
+        "Kind: service-intentions\nName: '*'\nSources:\n- Name: monitor\n  Action: allow\n"
+    )
+
+
+def document(destination: str, *sources: dict[str, Any]) -> dict[str, Document]:
+    entry = {"Kind": "service-intentions", "Name": destination, "Sources": list(sources)}
+    return {destination: Document(f"{destination}.yaml", yaml.safe_dump(entry))}
+
+
+async def test_written_intentions_hold_for_those_who_follow_and_are_shown_at_once(
+    client: ConsulClient, http: httpx.Client
+) -> None:
+    kept = ConsulIntentions(client)
+    intend(http, "storage", {"Name": "batch", "Action": "allow"})
+    following: Any = watch_intentions(client, "vectors")
+    await asyncio.wait_for(anext(following), WITHIN_S)
+    wanted = document("vectors", permissions("knowledge", ("allow", {"PathExact": GET})))
+    await kept.write(wanted, remove=frozenset({"storage", "unknown"}))
+    assert kept.table().decide("knowledge", "vectors", GET).allowed
+    assert [each.destination for each in kept.kept()] == ["vectors"]
+    assert compared(kept.kept()[0].text) == compared(wanted["vectors"].text)
+    table: IntentionTable = await asyncio.wait_for(anext(following), WITHIN_S)
+    assert table.decide("knowledge", "vectors", GET).allowed
+    assert not table.decide("knowledge", "vectors", DELETE).allowed
+    index = http.get("/config/service-intentions/vectors").json()["ModifyIndex"]
+    await kept.write(wanted)  # says the same: nothing is written
+    assert http.get("/config/service-intentions/vectors").json()["ModifyIndex"] == index
+    await following.aclose()
+
+
+async def test_a_change_by_somebody_else_meanwhile_is_not_overwritten(
+    client: ConsulClient, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ConsulIntentions(client)
+    intend(http, "vectors", {"Name": "search", "Action": "deny"})
+    put = client.api.config.set
+
+    async def late(kind: str, name: str, *rest: Any, **named: Any) -> Any:
+        if name == "vectors":  # between the read and the write
+            intend(http, "vectors", {"Name": "search", "Action": "allow"})
+        return await put(kind, name, *rest, **named)
+
+    monkeypatch.setattr(client.api.config, "set", late)
+    both = document("storage", {"Name": "shop", "Action": "allow"})
+    both |= document("vectors", {"Name": "shop", "Action": "allow"})
+    with pytest.raises(AbortedError, match=r"vectors.*changed meanwhile.*; done before that: storage"):
+        await kept.write(both)
+    assert kept.table().decide("search", "vectors", GET).allowed
+    assert not kept.table().decide("shop", "vectors", GET).allowed
+    assert kept.table().decide("shop", "storage", GET).allowed
+
+
+async def test_rules_on_paths_for_a_service_without_paths_are_refused_and_say_why(
+    client: ConsulClient, http: httpx.Client
+) -> None:
+    intend(http, "vectors", {"Name": "search", "Action": "allow"}, protocol="tcp")
+    wanted = document("vectors", permissions("knowledge", ("allow", {"PathExact": GET})))
+    with pytest.raises(FailedPreconditionError, match=r"vectors speaks tcp.*service-defaults"):
+        await ConsulIntentions(client).write(wanted)
+    assert (await now(client)).decide("search", "vectors", GET).allowed
 
 
 async def test_a_condition_that_cannot_be_judged_closes_and_never_opens(

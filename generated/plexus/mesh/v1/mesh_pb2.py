@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plexus/mesh/v1/mesh.proto\x12\x0eplexus.mesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x06Policy\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07refusal\x18\x04 \x01(\t\"&\n\x13ListPoliciesRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"@\n\x14ListPoliciesResponse\x12(\n\x08policies\x18\x01 \x03(\x0b\x32\x16.plexus.mesh.v1.Policy\"\xba\x01\n\x14\x41pplyPoliciesRequest\x12@\n\tdocuments\x18\x01 \x03(\x0b\x32-.plexus.mesh.v1.ApplyPoliciesRequest.Document\x12\x0e\n\x06remove\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x1a\x39\n\x08\x44ocument\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"G\n\x15\x41pplyPoliciesResponse\x12.\n\x07\x61pplied\x18\x01 \x03(\x0b\x32\x1d.plexus.mesh.v1.AppliedPolicy\"H\n\rAppliedPolicy\x12\x0f\n\x07service\x18\x01 \x01(\t\x12&\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x16.plexus.mesh.v1.Change\"\x17\n\x15ListIntentionsRequest\"G\n\x16ListIntentionsResponse\x12-\n\nintentions\x18\x01 \x03(\x0b\x32\x19.plexus.mesh.v1.Intention\"U\n\tIntention\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x13\n\x0bpermissions\x18\x04 \x03(\t\"\x11\n\x0fGetGraphRequest\"\xfb\x01\n\x05Graph\x12)\n\x05nodes\x18\x01 \x03(\x0b\x32\x1a.plexus.mesh.v1.Graph.Node\x12)\n\x05\x65\x64ges\x18\x02 \x03(\x0b\x32\x1a.plexus.mesh.v1.Graph.Edge\x1aK\n\x04Node\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x05\x12\x11\n\tinstances\x18\x03 \x01(\x05\x12\x0e\n\x06policy\x18\x04 \x01(\x08\x1aO\n\x04\x45\x64ge\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12\x0f\n\x07\x63lients\x18\x03 \x01(\x05\x12\x11\n\tintention\x18\x04 \x01(\t\"\x14\n\x12ListClientsRequest\">\n\x13ListClientsResponse\x12\'\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x16.plexus.mesh.v1.Client\"\xa6\x01\n\x06\x43lient\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t\x12-\n\tconnected\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08services\x18\x06 \x03(\t\x12\x0e\n\x06\x62\x65hind\x18\x07 \x01(\x05\x12\x10\n\x08refusals\x18\x08 \x03(\t\"(\n\x15\x45xplainServiceRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"\x97\x04\n\x0b\x45xplanation\x12\x0f\n\x07service\x18\x01 \x01(\t\x12&\n\x06policy\x18\x02 \x01(\x0b\x32\x16.plexus.mesh.v1.Policy\x12\x37\n\tinstances\x18\x03 \x03(\x0b\x32$.plexus.mesh.v1.Explanation.Instance\x12\x37\n\tfollowers\x18\x04 \x03(\x0b\x32$.plexus.mesh.v1.Explanation.Follower\x1a\x66\n\x08Instance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x05\x12\x0e\n\x06health\x18\x06 \x01(\t\x1a\x82\x01\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x03 \x01(\t\x12\x0c\n\x04sent\x18\x04 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\t\x12\x0f\n\x07refusal\x18\x06 \x01(\t\x12\x18\n\x10\x63urrent_accepted\x18\x07 \x01(\x08\x1ap\n\x08\x46ollower\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x0f\n\x07library\x18\x03 \x01(\t\x12\x37\n\tresources\x18\x04 \x03(\x0b\x32$.plexus.mesh.v1.Explanation.Resource\"+\n\x18WatchServerPolicyRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"^\n\x19WatchServerPolicyResponse\x12\x1c\n\x14retry_budget_percent\x18\x01 \x01(\x01\x12#\n\x1bretry_budget_min_per_second\x18\x02 \x01(\x01\"j\n\x15\x41waitDepartureRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12+\n\x08patience\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x16\x41waitDepartureResponse\x12\x15\n\rstill_serving\x18\x01 \x01(\x08\x12\x0e\n\x06\x62\x65hind\x18\x02 \x03(\t*p\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_ADDED\x10\x01\x12\x12\n\x0e\x43HANGE_CHANGED\x10\x02\x12\x14\n\x10\x43HANGE_UNCHANGED\x10\x03\x12\x12\n\x0e\x43HANGE_REMOVED\x10\x04\x32\xe6\x05\n\x0bMeshService\x12Y\n\x0cListPolicies\x12#.plexus.mesh.v1.ListPoliciesRequest\x1a$.plexus.mesh.v1.ListPoliciesResponse\x12\\\n\rApplyPolicies\x12$.plexus.mesh.v1.ApplyPoliciesRequest\x1a%.plexus.mesh.v1.ApplyPoliciesResponse\x12_\n\x0eListIntentions\x12%.plexus.mesh.v1.ListIntentionsRequest\x1a&.plexus.mesh.v1.ListIntentionsResponse\x12\x42\n\x08GetGraph\x12\x1f.plexus.mesh.v1.GetGraphRequest\x1a\x15.plexus.mesh.v1.Graph\x12V\n\x0bListClients\x12\".plexus.mesh.v1.ListClientsRequest\x1a#.plexus.mesh.v1.ListClientsResponse\x12T\n\x0e\x45xplainService\x12%.plexus.mesh.v1.ExplainServiceRequest\x1a\x1b.plexus.mesh.v1.Explanation\x12j\n\x11WatchServerPolicy\x12(.plexus.mesh.v1.WatchServerPolicyRequest\x1a).plexus.mesh.v1.WatchServerPolicyResponse0\x01\x12_\n\x0e\x41waitDeparture\x12%.plexus.mesh.v1.AwaitDepartureRequest\x1a&.plexus.mesh.v1.AwaitDepartureResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plexus/mesh/v1/mesh.proto\x12\x0eplexus.mesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x06Policy\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07refusal\x18\x04 \x01(\t\"&\n\x13ListPoliciesRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"@\n\x14ListPoliciesResponse\x12(\n\x08policies\x18\x01 \x03(\x0b\x32\x16.plexus.mesh.v1.Policy\"\xba\x01\n\x14\x41pplyPoliciesRequest\x12@\n\tdocuments\x18\x01 \x03(\x0b\x32-.plexus.mesh.v1.ApplyPoliciesRequest.Document\x12\x0e\n\x06remove\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x1a\x39\n\x08\x44ocument\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"G\n\x15\x41pplyPoliciesResponse\x12.\n\x07\x61pplied\x18\x01 \x03(\x0b\x32\x1d.plexus.mesh.v1.AppliedPolicy\"H\n\rAppliedPolicy\x12\x0f\n\x07service\x18\x01 \x01(\t\x12&\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x16.plexus.mesh.v1.Change\"\x17\n\x15ListIntentionsRequest\"}\n\x16ListIntentionsResponse\x12-\n\nintentions\x18\x01 \x03(\x0b\x32\x19.plexus.mesh.v1.Intention\x12\x34\n\tdocuments\x18\x02 \x03(\x0b\x32!.plexus.mesh.v1.IntentionDocument\"W\n\x11IntentionDocument\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07refusal\x18\x04 \x01(\t\"\xad\x01\n\x16\x41pplyIntentionsRequest\x12\x42\n\tdocuments\x18\x01 \x03(\x0b\x32/.plexus.mesh.v1.ApplyIntentionsRequest.Document\x12\x0e\n\x06remove\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x1a(\n\x08\x44ocument\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"M\n\x17\x41pplyIntentionsResponse\x12\x32\n\x07\x61pplied\x18\x01 \x03(\x0b\x32!.plexus.mesh.v1.AppliedIntentions\"P\n\x11\x41ppliedIntentions\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12&\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x16.plexus.mesh.v1.Change\"U\n\tIntention\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x13\n\x0bpermissions\x18\x04 \x03(\t\"\x11\n\x0fGetGraphRequest\"\xfb\x01\n\x05Graph\x12)\n\x05nodes\x18\x01 \x03(\x0b\x32\x1a.plexus.mesh.v1.Graph.Node\x12)\n\x05\x65\x64ges\x18\x02 \x03(\x0b\x32\x1a.plexus.mesh.v1.Graph.Edge\x1aK\n\x04Node\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x05\x12\x11\n\tinstances\x18\x03 \x01(\x05\x12\x0e\n\x06policy\x18\x04 \x01(\x08\x1aO\n\x04\x45\x64ge\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12\x0f\n\x07\x63lients\x18\x03 \x01(\x05\x12\x11\n\tintention\x18\x04 \x01(\t\"\x14\n\x12ListClientsRequest\">\n\x13ListClientsResponse\x12\'\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x16.plexus.mesh.v1.Client\"\xa6\x01\n\x06\x43lient\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t\x12-\n\tconnected\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08services\x18\x06 \x03(\t\x12\x0e\n\x06\x62\x65hind\x18\x07 \x01(\x05\x12\x10\n\x08refusals\x18\x08 \x03(\t\"(\n\x15\x45xplainServiceRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"\xaa\x04\n\x0b\x45xplanation\x12\x0f\n\x07service\x18\x01 \x01(\t\x12&\n\x06policy\x18\x02 \x01(\x0b\x32\x16.plexus.mesh.v1.Policy\x12\x37\n\tinstances\x18\x03 \x03(\x0b\x32$.plexus.mesh.v1.Explanation.Instance\x12\x37\n\tfollowers\x18\x04 \x03(\x0b\x32$.plexus.mesh.v1.Explanation.Follower\x1ay\n\x08Instance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x05\x12\x0e\n\x06health\x18\x06 \x01(\t\x12\x11\n\twaits_for\x18\x07 \x01(\t\x1a\x82\x01\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x03 \x01(\t\x12\x0c\n\x04sent\x18\x04 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\t\x12\x0f\n\x07refusal\x18\x06 \x01(\t\x12\x18\n\x10\x63urrent_accepted\x18\x07 \x01(\x08\x1ap\n\x08\x46ollower\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x0f\n\x07library\x18\x03 \x01(\t\x12\x37\n\tresources\x18\x04 \x03(\x0b\x32$.plexus.mesh.v1.Explanation.Resource\"+\n\x18WatchServerPolicyRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"^\n\x19WatchServerPolicyResponse\x12\x1c\n\x14retry_budget_percent\x18\x01 \x01(\x01\x12#\n\x1bretry_budget_min_per_second\x18\x02 \x01(\x01\"j\n\x15\x41waitDepartureRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12+\n\x08patience\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x16\x41waitDepartureResponse\x12\x15\n\rstill_serving\x18\x01 \x01(\x08\x12\x0e\n\x06\x62\x65hind\x18\x02 \x03(\t*p\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_ADDED\x10\x01\x12\x12\n\x0e\x43HANGE_CHANGED\x10\x02\x12\x14\n\x10\x43HANGE_UNCHANGED\x10\x03\x12\x12\n\x0e\x43HANGE_REMOVED\x10\x04\x32\xca\x06\n\x0bMeshService\x12Y\n\x0cListPolicies\x12#.plexus.mesh.v1.ListPoliciesRequest\x1a$.plexus.mesh.v1.ListPoliciesResponse\x12\\\n\rApplyPolicies\x12$.plexus.mesh.v1.ApplyPoliciesRequest\x1a%.plexus.mesh.v1.ApplyPoliciesResponse\x12_\n\x0eListIntentions\x12%.plexus.mesh.v1.ListIntentionsRequest\x1a&.plexus.mesh.v1.ListIntentionsResponse\x12\x62\n\x0f\x41pplyIntentions\x12&.plexus.mesh.v1.ApplyIntentionsRequest\x1a\'.plexus.mesh.v1.ApplyIntentionsResponse\x12\x42\n\x08GetGraph\x12\x1f.plexus.mesh.v1.GetGraphRequest\x1a\x15.plexus.mesh.v1.Graph\x12V\n\x0bListClients\x12\".plexus.mesh.v1.ListClientsRequest\x1a#.plexus.mesh.v1.ListClientsResponse\x12T\n\x0e\x45xplainService\x12%.plexus.mesh.v1.ExplainServiceRequest\x1a\x1b.plexus.mesh.v1.Explanation\x12j\n\x11WatchServerPolicy\x12(.plexus.mesh.v1.WatchServerPolicyRequest\x1a).plexus.mesh.v1.WatchServerPolicyResponse0\x01\x12_\n\x0e\x41waitDeparture\x12%.plexus.mesh.v1.AwaitDepartureRequest\x1a&.plexus.mesh.v1.AwaitDepartureResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plexus.mesh.v1.mesh_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANGE']._serialized_start=2233
-  _globals['_CHANGE']._serialized_end=2345
+  _globals['_CHANGE']._serialized_start=2732
+  _globals['_CHANGE']._serialized_end=2844
   _globals['_POLICY']._serialized_start=110
   _globals['_POLICY']._serialized_end=182
   _globals['_LISTPOLICIESREQUEST']._serialized_start=184
@@ -52,41 +52,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTINTENTIONSREQUEST']._serialized_start=626
   _globals['_LISTINTENTIONSREQUEST']._serialized_end=649
   _globals['_LISTINTENTIONSRESPONSE']._serialized_start=651
-  _globals['_LISTINTENTIONSRESPONSE']._serialized_end=722
-  _globals['_INTENTION']._serialized_start=724
-  _globals['_INTENTION']._serialized_end=809
-  _globals['_GETGRAPHREQUEST']._serialized_start=811
-  _globals['_GETGRAPHREQUEST']._serialized_end=828
-  _globals['_GRAPH']._serialized_start=831
-  _globals['_GRAPH']._serialized_end=1082
-  _globals['_GRAPH_NODE']._serialized_start=926
-  _globals['_GRAPH_NODE']._serialized_end=1001
-  _globals['_GRAPH_EDGE']._serialized_start=1003
-  _globals['_GRAPH_EDGE']._serialized_end=1082
-  _globals['_LISTCLIENTSREQUEST']._serialized_start=1084
-  _globals['_LISTCLIENTSREQUEST']._serialized_end=1104
-  _globals['_LISTCLIENTSRESPONSE']._serialized_start=1106
-  _globals['_LISTCLIENTSRESPONSE']._serialized_end=1168
-  _globals['_CLIENT']._serialized_start=1171
-  _globals['_CLIENT']._serialized_end=1337
-  _globals['_EXPLAINSERVICEREQUEST']._serialized_start=1339
-  _globals['_EXPLAINSERVICEREQUEST']._serialized_end=1379
-  _globals['_EXPLANATION']._serialized_start=1382
-  _globals['_EXPLANATION']._serialized_end=1917
-  _globals['_EXPLANATION_INSTANCE']._serialized_start=1568
-  _globals['_EXPLANATION_INSTANCE']._serialized_end=1670
-  _globals['_EXPLANATION_RESOURCE']._serialized_start=1673
-  _globals['_EXPLANATION_RESOURCE']._serialized_end=1803
-  _globals['_EXPLANATION_FOLLOWER']._serialized_start=1805
-  _globals['_EXPLANATION_FOLLOWER']._serialized_end=1917
-  _globals['_WATCHSERVERPOLICYREQUEST']._serialized_start=1919
-  _globals['_WATCHSERVERPOLICYREQUEST']._serialized_end=1962
-  _globals['_WATCHSERVERPOLICYRESPONSE']._serialized_start=1964
-  _globals['_WATCHSERVERPOLICYRESPONSE']._serialized_end=2058
-  _globals['_AWAITDEPARTUREREQUEST']._serialized_start=2060
-  _globals['_AWAITDEPARTUREREQUEST']._serialized_end=2166
-  _globals['_AWAITDEPARTURERESPONSE']._serialized_start=2168
-  _globals['_AWAITDEPARTURERESPONSE']._serialized_end=2231
-  _globals['_MESHSERVICE']._serialized_start=2348
-  _globals['_MESHSERVICE']._serialized_end=3090
+  _globals['_LISTINTENTIONSRESPONSE']._serialized_end=776
+  _globals['_INTENTIONDOCUMENT']._serialized_start=778
+  _globals['_INTENTIONDOCUMENT']._serialized_end=865
+  _globals['_APPLYINTENTIONSREQUEST']._serialized_start=868
+  _globals['_APPLYINTENTIONSREQUEST']._serialized_end=1041
+  _globals['_APPLYINTENTIONSREQUEST_DOCUMENT']._serialized_start=1001
+  _globals['_APPLYINTENTIONSREQUEST_DOCUMENT']._serialized_end=1041
+  _globals['_APPLYINTENTIONSRESPONSE']._serialized_start=1043
+  _globals['_APPLYINTENTIONSRESPONSE']._serialized_end=1120
+  _globals['_APPLIEDINTENTIONS']._serialized_start=1122
+  _globals['_APPLIEDINTENTIONS']._serialized_end=1202
+  _globals['_INTENTION']._serialized_start=1204
+  _globals['_INTENTION']._serialized_end=1289
+  _globals['_GETGRAPHREQUEST']._serialized_start=1291
+  _globals['_GETGRAPHREQUEST']._serialized_end=1308
+  _globals['_GRAPH']._serialized_start=1311
+  _globals['_GRAPH']._serialized_end=1562
+  _globals['_GRAPH_NODE']._serialized_start=1406
+  _globals['_GRAPH_NODE']._serialized_end=1481
+  _globals['_GRAPH_EDGE']._serialized_start=1483
+  _globals['_GRAPH_EDGE']._serialized_end=1562
+  _globals['_LISTCLIENTSREQUEST']._serialized_start=1564
+  _globals['_LISTCLIENTSREQUEST']._serialized_end=1584
+  _globals['_LISTCLIENTSRESPONSE']._serialized_start=1586
+  _globals['_LISTCLIENTSRESPONSE']._serialized_end=1648
+  _globals['_CLIENT']._serialized_start=1651
+  _globals['_CLIENT']._serialized_end=1817
+  _globals['_EXPLAINSERVICEREQUEST']._serialized_start=1819
+  _globals['_EXPLAINSERVICEREQUEST']._serialized_end=1859
+  _globals['_EXPLANATION']._serialized_start=1862
+  _globals['_EXPLANATION']._serialized_end=2416
+  _globals['_EXPLANATION_INSTANCE']._serialized_start=2048
+  _globals['_EXPLANATION_INSTANCE']._serialized_end=2169
+  _globals['_EXPLANATION_RESOURCE']._serialized_start=2172
+  _globals['_EXPLANATION_RESOURCE']._serialized_end=2302
+  _globals['_EXPLANATION_FOLLOWER']._serialized_start=2304
+  _globals['_EXPLANATION_FOLLOWER']._serialized_end=2416
+  _globals['_WATCHSERVERPOLICYREQUEST']._serialized_start=2418
+  _globals['_WATCHSERVERPOLICYREQUEST']._serialized_end=2461
+  _globals['_WATCHSERVERPOLICYRESPONSE']._serialized_start=2463
+  _globals['_WATCHSERVERPOLICYRESPONSE']._serialized_end=2557
+  _globals['_AWAITDEPARTUREREQUEST']._serialized_start=2559
+  _globals['_AWAITDEPARTUREREQUEST']._serialized_end=2665
+  _globals['_AWAITDEPARTURERESPONSE']._serialized_start=2667
+  _globals['_AWAITDEPARTURERESPONSE']._serialized_end=2730
+  _globals['_MESHSERVICE']._serialized_start=2847
+  _globals['_MESHSERVICE']._serialized_end=3689
 # @@protoc_insertion_point(module_scope)

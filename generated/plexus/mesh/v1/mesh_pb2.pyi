@@ -32,23 +32,23 @@ class _ChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Change.ValueTy
     CHANGE_ADDED: _Change.ValueType  # 1
     """It is new."""
     CHANGE_CHANGED: _Change.ValueType  # 2
-    """Its text is another."""
+    """It says something else."""
     CHANGE_UNCHANGED: _Change.ValueType  # 3
-    """Its text is the same."""
+    """It says the same."""
     CHANGE_REMOVED: _Change.ValueType  # 4
     """It is removed."""
 
 class Change(_Change, metaclass=_ChangeEnumTypeWrapper):
-    """What happens to a policy."""
+    """What happens to a policy or to intentions."""
 
 CHANGE_UNSPECIFIED: Change.ValueType  # 0
 """Not used."""
 CHANGE_ADDED: Change.ValueType  # 1
 """It is new."""
 CHANGE_CHANGED: Change.ValueType  # 2
-"""Its text is another."""
+"""It says something else."""
 CHANGE_UNCHANGED: Change.ValueType  # 3
-"""Its text is the same."""
+"""It says the same."""
 CHANGE_REMOVED: Change.ValueType  # 4
 """It is removed."""
 Global___Change: _TypeAlias = Change  # noqa: Y015
@@ -269,22 +269,170 @@ class ListIntentionsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INTENTIONS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def intentions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Intention]:
         """By destination and source."""
+
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___IntentionDocument]:
+        """The texts that they are from, by destination."""
 
     def __init__(
         self,
         *,
         intentions: _abc.Iterable[Global___Intention] | None = ...,
+        documents: _abc.Iterable[Global___IntentionDocument] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intentions", b"intentions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "intentions", b"intentions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListIntentionsResponse: _TypeAlias = ListIntentionsResponse  # noqa: Y015
+
+@_typing.final
+class IntentionDocument(_message.Message):
+    """The intentions of one destination as they are kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    """Called service; `*` for any."""
+    origin: _builtins.str
+    """Where they are kept: a file, or a key of Consul's configuration."""
+    text: _builtins.str
+    """YAML in force; empty if the only text there ever was is at fault."""
+    refusal: _builtins.str
+    """Why a newer text is not in force, a problem a line; empty if none is waiting."""
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        text: _builtins.str = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "origin", b"origin", "refusal", b"refusal", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IntentionDocument: _TypeAlias = IntentionDocument  # noqa: Y015
+
+@_typing.final
+class ApplyIntentionsRequest(_message.Message):
+    """Request of ApplyIntentions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Document(_message.Message):
+        """A text to write."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ORIGIN_FIELD_NUMBER: _builtins.int
+        TEXT_FIELD_NUMBER: _builtins.int
+        origin: _builtins.str
+        """What errors call it, such as its file."""
+        text: _builtins.str
+        """YAML in the form of Consul's service-intentions; whose callers it is about stands in it."""
+        def __init__(
+            self,
+            *,
+            origin: _builtins.str = ...,
+            text: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "text", b"text"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Check only."""
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApplyIntentionsRequest.Document]:
+        """What to write."""
+
+    @_builtins.property
+    def remove(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Destinations whose written intentions are removed; one that has none is no error."""
+
+    def __init__(
+        self,
+        *,
+        documents: _abc.Iterable[Global___ApplyIntentionsRequest.Document] | None = ...,
+        remove: _abc.Iterable[_builtins.str] | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "remove", b"remove", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyIntentionsRequest: _TypeAlias = ApplyIntentionsRequest  # noqa: Y015
+
+@_typing.final
+class ApplyIntentionsResponse(_message.Message):
+    """Response of ApplyIntentions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLIED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def applied(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppliedIntentions]:
+        """What became of each."""
+
+    def __init__(
+        self,
+        *,
+        applied: _abc.Iterable[Global___AppliedIntentions] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyIntentionsResponse: _TypeAlias = ApplyIntentionsResponse  # noqa: Y015
+
+@_typing.final
+class AppliedIntentions(_message.Message):
+    """The intentions of one destination that were applied."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    """Called service; `*` for any."""
+    change: Global___Change.ValueType
+    """What was, or would be, done."""
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        change: Global___Change.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "destination", b"destination"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppliedIntentions: _TypeAlias = AppliedIntentions  # noqa: Y015
 
 @_typing.final
 class Intention(_message.Message):
@@ -570,6 +718,7 @@ class Explanation(_message.Message):
         ZONE_FIELD_NUMBER: _builtins.int
         WEIGHT_FIELD_NUMBER: _builtins.int
         HEALTH_FIELD_NUMBER: _builtins.int
+        WAITS_FOR_FIELD_NUMBER: _builtins.int
         id: _builtins.str
         """Its id."""
         address: _builtins.str
@@ -582,6 +731,8 @@ class Explanation(_message.Message):
         """Share relative to others."""
         health: _builtins.str
         """`serving`, `not_serving` or `draining`."""
+        waits_for: _builtins.str
+        """What it waits for before it serves, and why; empty if nothing."""
         def __init__(
             self,
             *,
@@ -591,10 +742,11 @@ class Explanation(_message.Message):
             zone: _builtins.str = ...,
             weight: _builtins.int = ...,
             health: _builtins.str = ...,
+            waits_for: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "health", b"health", "id", b"id", "version", b"version", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "health", b"health", "id", b"id", "version", b"version", "waits_for", b"waits_for", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,6 +51,11 @@ class MeshServiceStub:
                 request_serializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.ListIntentionsRequest.SerializeToString,
                 response_deserializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.ListIntentionsResponse.FromString,
                 _registered_method=True)
+        self.ApplyIntentions = channel.unary_unary(
+                '/plexus.mesh.v1.MeshService/ApplyIntentions',
+                request_serializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.ApplyIntentionsRequest.SerializeToString,
+                response_deserializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.ApplyIntentionsResponse.FromString,
+                _registered_method=True)
         self.GetGraph = channel.unary_unary(
                 '/plexus.mesh.v1.MeshService/GetGraph',
                 request_serializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.GetGraphRequest.SerializeToString,
@@ -100,7 +105,20 @@ class MeshServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListIntentions(self, request, context):
-        """Who may call whom.
+        """Who may call whom, and the texts that say so: those in force, and those that were refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyIntentions(self, request, context):
+        """Check intentions and write them: into files that every service of this state folder follows or, with Consul,
+        as its service-intentions. Nothing is written unless all are valid. Consul takes them one by one, each compared
+        and set; what was written before one that fails stays. Only the command's identity may.
+        Errors: INVALID_ARGUMENT with a violation for each problem, with file, line and reason; PERMISSION_DENIED for
+        another identity, or if Consul lets the control plane not write; ABORTED if somebody else changed one at the
+        same time; FAILED_PRECONDITION if the store cannot be written, or if Consul has a service as one whose calls
+        have no paths.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,6 +182,11 @@ def add_MeshServiceServicer_to_server(servicer, server):
                     servicer.ListIntentions,
                     request_deserializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.ListIntentionsRequest.FromString,
                     response_serializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.ListIntentionsResponse.SerializeToString,
+            ),
+            'ApplyIntentions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyIntentions,
+                    request_deserializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.ApplyIntentionsRequest.FromString,
+                    response_serializer=plexus_dot_mesh_dot_v1_dot_mesh__pb2.ApplyIntentionsResponse.SerializeToString,
             ),
             'GetGraph': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGraph,
@@ -274,6 +297,33 @@ class MeshService:
             '/plexus.mesh.v1.MeshService/ListIntentions',
             plexus_dot_mesh_dot_v1_dot_mesh__pb2.ListIntentionsRequest.SerializeToString,
             plexus_dot_mesh_dot_v1_dot_mesh__pb2.ListIntentionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyIntentions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexus.mesh.v1.MeshService/ApplyIntentions',
+            plexus_dot_mesh_dot_v1_dot_mesh__pb2.ApplyIntentionsRequest.SerializeToString,
+            plexus_dot_mesh_dot_v1_dot_mesh__pb2.ApplyIntentionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,16 @@ class MeshServiceStub:
     PERMISSION_DENIED for another identity; FAILED_PRECONDITION if the store cannot be written.
     """
     ListIntentions: _aio.UnaryUnaryMultiCallable[_mesh_pb2.ListIntentionsRequest, _mesh_pb2.ListIntentionsResponse]
-    """Who may call whom."""
+    """Who may call whom, and the texts that say so: those in force, and those that were refused."""
+    ApplyIntentions: _aio.UnaryUnaryMultiCallable[_mesh_pb2.ApplyIntentionsRequest, _mesh_pb2.ApplyIntentionsResponse]
+    """Check intentions and write them: into files that every service of this state folder follows or, with Consul,
+    as its service-intentions. Nothing is written unless all are valid. Consul takes them one by one, each compared
+    and set; what was written before one that fails stays. Only the command's identity may.
+    Errors: INVALID_ARGUMENT with a violation for each problem, with file, line and reason; PERMISSION_DENIED for
+    another identity, or if Consul lets the control plane not write; ABORTED if somebody else changed one at the
+    same time; FAILED_PRECONDITION if the store cannot be written, or if Consul has a service as one whose calls
+    have no paths.
+    """
     GetGraph: _aio.UnaryUnaryMultiCallable[_mesh_pb2.GetGraphRequest, _mesh_pb2.Graph]
     """Services with their instances, and which clients follow which service."""
     ListClients: _aio.UnaryUnaryMultiCallable[_mesh_pb2.ListClientsRequest, _mesh_pb2.ListClientsResponse]
@@ -77,7 +86,22 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _mesh_pb2.ListIntentionsRequest,
         context: _aio.ServicerContext[_mesh_pb2.ListIntentionsRequest, _abc.Awaitable[_mesh_pb2.ListIntentionsResponse]],
     ) -> _abc.Awaitable[_mesh_pb2.ListIntentionsResponse]:
-        """Who may call whom."""
+        """Who may call whom, and the texts that say so: those in force, and those that were refused."""
+
+    @_abc_1.abstractmethod
+    def ApplyIntentions(
+        self,
+        request: _mesh_pb2.ApplyIntentionsRequest,
+        context: _aio.ServicerContext[_mesh_pb2.ApplyIntentionsRequest, _abc.Awaitable[_mesh_pb2.ApplyIntentionsResponse]],
+    ) -> _abc.Awaitable[_mesh_pb2.ApplyIntentionsResponse]:
+        """Check intentions and write them: into files that every service of this state folder follows or, with Consul,
+        as its service-intentions. Nothing is written unless all are valid. Consul takes them one by one, each compared
+        and set; what was written before one that fails stays. Only the command's identity may.
+        Errors: INVALID_ARGUMENT with a violation for each problem, with file, line and reason; PERMISSION_DENIED for
+        another identity, or if Consul lets the control plane not write; ABORTED if somebody else changed one at the
+        same time; FAILED_PRECONDITION if the store cannot be written, or if Consul has a service as one whose calls
+        have no paths.
+        """
 
     @_abc_1.abstractmethod
     def GetGraph(
