@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shutil
 import signal
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from services.mesh.join import session, tied
 from services.mesh.join.environment import Language, how
+from services.mesh.join.probe import Check
 from services.mesh.membership import Membership
-from services.mesh.registry.consul import PORT_META
 from services.mesh.registry.domain import Instance
 from services.runtime import telemetry
 from services.runtime.config import MeshConfig, Settings, TelemetryConfig
@@ -67,12 +69,14 @@ class Server:
         port: TCP port.
         version: Of its software.
         weight: Share of calls relative to other instances.
+        check: How it is asked whether it serves.
     """
 
     address: str
     port: int
     version: str = ""
     weight: int = 1
+    check: Check = Check.AUTO
 
     def instance(self, service: str, zone: str) -> Instance:
         """It as an instance of a service.
@@ -80,7 +84,6 @@ class Server:
         Raises:
             InvalidArgumentError: A value is wrong.
         """
-        host = f"[{self.address}]" if ":" in self.address else self.address
         return Instance(
             id=f"{service}-{self.address}-{self.port}".replace(":", "."),
             service=service,
@@ -89,7 +92,6 @@ class Server:
             version=self.version,
             zone=zone,
             weight=self.weight,
-            meta={PORT_META: f"{host}:{self.port}"},
         )
 
 
@@ -133,7 +135,7 @@ def run(
     instance = None if server is None else server.instance(service, zone)
 
     async def joining() -> int:
-        async with Membership(service, state_dir, settings) as member:
+        async with Membership(service, state_dir, settings) as member, AsyncExitStack() as stack:
             joined = await session.join(service, member.source, controls, zone)
             show(joined)
             if once:
@@ -141,8 +143,12 @@ def run(
             stop = asyncio.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            serving = None
+            if server is not None and instance is not None:
+                told = functools.partial(member.serve_health, stack)
+                serving = session.Serving(instance, server.check, told)
             async with session.stay(
-                joined, member.source, instance, registry=member.registry, lease_s=config.lease_s
+                joined, member.source, serving, registry=member.registry, lease_s=config.lease_s
             ) as leave:
                 if not command:
                     ready()

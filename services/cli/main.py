@@ -273,15 +273,24 @@ def join(
     version: Annotated[str, typer.Option(help="Version of its software.")] = "",
     zone: Annotated[str, typer.Option(help="Failure domain. Default: PLEXUS_MESH__ZONE, else local.")] = "",
     weight: Annotated[int, typer.Option(help="Share of calls relative to others.", min=1, max=1000)] = 1,
+    check: Annotated[
+        str,
+        typer.Option(
+            help="How that server is asked whether it serves: grpc (grpc.health.v1 over mTLS), tcp, none, or "
+            "auto: grpc if it answers, else tcp."
+        ),
+    ] = "auto",
     once: Annotated[bool, typer.Option("--once", help="Make the files, print, and end.")] = False,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a program of any language into the mesh: bootstrap, fresh certificates, environment."""
     from services.cli import join as joining  # noqa: PLC0415 - see the module's docstring
+    from services.mesh.join import probe  # noqa: PLC0415 - the same
 
     tongue = joining.language_of(language)
-    server = None if port is None else joining.Server(address, port, version, weight)
+    asked = probe.check_of(check)
+    server = None if port is None else joining.Server(address, port, version, weight, asked)
 
     def show(joined: Any) -> None:
         if as_json:

@@ -10,8 +10,10 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from services.mesh.registry.client import Registration, RemoteRegistry
 from services.mesh.registry.domain import Instance
 from services.runtime.config import TelemetryConfig
 from services.runtime.credentials import server_credentials
-from services.runtime.service import join_mesh
+from services.runtime.service import LEAVE_S, QUIET_S, join_mesh
 from services.runtime.telemetry import configure_logging
 
 TTL_S = 3600.0
@@ -52,8 +54,11 @@ async def server(options: argparse.Namespace) -> None:
     stop = stop_event()
     source, identity = join_mesh(options.service, options.state, options.control, options.ttl)
     rotation = asyncio.create_task(source.rotate(lambda _: None))
+    called = -math.inf
 
     async def ask(_request: bytes, context: Any) -> bytes:
+        nonlocal called
+        called = time.monotonic()
         if options.failing:
             # Not set_code: grpc.aio then sends an empty message before the status, and a call that has had a
             # message is never retried.
@@ -79,6 +84,10 @@ async def server(options: argparse.Namespace) -> None:
             loop.cancel()
         if not options.unregistered:
             await registration.leave(identity)
+            with contextlib.suppress(TimeoutError):  # as a service does: see services.runtime.service
+                async with asyncio.timeout(LEAVE_S):
+                    while (left_s := called + QUIET_S - time.monotonic()) > 0:  # noqa: ASYNC110 - it may move
+                        await asyncio.sleep(left_s)
             await registration.deregister()
         await listening.stop(5)
 

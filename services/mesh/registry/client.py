@@ -92,8 +92,8 @@ class Registration:
         self.registered = asyncio.Event()
 
     def set_health(self, health: Health) -> None:
-        """Report another health, at once."""
-        if self._instance.health is not health:
+        """Report another health, at once; who leaves does not come back."""
+        if self._instance.health not in {health, Health.DRAINING}:
             self._instance = replace(self._instance, health=health)
             self._changed.set()
 

@@ -1,7 +1,7 @@
 // A client and a server of the mesh in Go, run by the tests beside it under `plexus join`.
 //
 //	program call TARGET   calls the method named by each line of stdin, at once, and prints a JSON line for each
-//	program serve PORT    answers every method with the caller's name
+//	program serve PORT    answers /test.Who/Ask with its port, every other method with the caller's name
 package main
 
 import (
@@ -113,8 +113,11 @@ func name(_ any, stream grpc.ServerStream) error {
 		return err
 	}
 	from, _ := peer.FromContext(stream.Context())
-	id := []byte(from.AuthInfo.(credentials.TLSInfo).SPIFFEID.String())
-	return stream.SendMsg(&id)
+	said := []byte(from.AuthInfo.(credentials.TLSInfo).SPIFFEID.String())
+	if method, _ := grpc.MethodFromServerStream(stream); method == "/test.Who/Ask" {
+		said = []byte(os.Args[2])
+	}
+	return stream.SendMsg(&said)
 }
 
 func serve(port string) error {
