@@ -1,7 +1,7 @@
-"""A server in Python as a user may write one, for `plexus join`: `joined_server.py PORT [--health]`.
+"""A server in Python as a user may write one, for `plexus join`: `joined_server.py PORT [--health | --any]`.
 
 Answers test.Who/Ask with its port. With --health it offers grpc.health.v1; SIGUSR1 changes what that says.
-Prints its process id once it listens.
+With --any every method is answered with the port. Prints its process id once it listens.
 """
 
 from __future__ import annotations
@@ -29,10 +29,21 @@ def configuration() -> Any:
     return grpc.ssl_server_certificate_configuration([pair], read("PLEXUS_CA_PATH"))
 
 
-def main(port: str, *, with_health: bool) -> None:
+class AnyMethod(grpc.GenericRpcHandler):
+    def __init__(self, handler: Any) -> None:
+        self._handler = handler
+
+    def service(self, handler_call_details: Any) -> Any:
+        del handler_call_details
+        return self._handler
+
+
+def main(port: str, *, with_health: bool, with_any: bool) -> None:
     server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     ask: Any = grpc.unary_unary_rpc_method_handler(lambda _request, _context: port.encode())
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Who", {"Ask": ask}),))
+    if with_any:
+        server.add_generic_rpc_handlers((AnyMethod(ask),))
     servicer = health.HealthServicer()
     if with_health:
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -59,4 +70,4 @@ def main(port: str, *, with_health: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], with_health="--health" in sys.argv)
+    main(sys.argv[1], with_health="--health" in sys.argv, with_any="--any" in sys.argv)

@@ -107,12 +107,14 @@ async def test_a_program_that_tells_its_health_is_called_while_it_says_that_it_s
         await world.until(lambda found: found == {port: "serving"})
 
 
-@pytest.mark.parametrize(("check", "health"), [("auto", ()), ("tcp", ("--health",)), ("none", ())])
+@pytest.mark.parametrize(
+    ("check", "offers"), [("auto", ()), ("auto", ("--any",)), ("tcp", ("--health",)), ("none", ())]
+)
 async def test_a_program_that_is_not_asked_is_believed_to_serve_while_its_port_answers(
-    world: World, check: str, health: tuple[str, ...]
+    world: World, check: str, offers: tuple[str, ...]
 ) -> None:
     port = free_port()
-    async with world.server(*PYTHON_SERVER, str(port), *health, options=("--check", check)) as server:
+    async with world.server(*PYTHON_SERVER, str(port), *offers, options=("--check", check)) as server:
         pid = await pid_of(server)
         await world.until(lambda found: found == {port: "serving"})
         os.kill(pid, signal.SIGUSR1)  # which changes what it would say, if it were asked

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import grpc
 import grpc.aio
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
 
 from services.runtime.errors import InvalidArgumentError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_CHECK = "/grpc.health.v1.Health/Check"
 _CONNECT_S = 2.0
 _ASK_S = 2.0
 _LATE = 3
@@ -31,7 +33,7 @@ _NO_HEALTH = {
     grpc.StatusCode.NOT_FOUND,  # it has the service, and keeps no health of the program as a whole
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.INTERNAL,  # what it answered is no HealthCheckResponse
+    grpc.StatusCode.INTERNAL,
 }
 
 
@@ -116,22 +118,25 @@ class HealthProbe:
         self._said = False
         self._late = 0
 
-    async def ask(self) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
-        """What it says.
+    async def ask(self) -> health_pb2.HealthCheckResponse | None:
+        """What it says; None if it says something else, as who answers any method does.
 
         Raises:
             grpc.aio.AioRpcError: It does not.
         """
-        stub: Any = health_pb2_grpc.HealthStub(await self._current())
-        answer: health_pb2.HealthCheckResponse = await stub.Check(
-            health_pb2.HealthCheckRequest(), timeout=_ASK_S
-        )
-        return answer.status
+        ask: Any = (await self._current()).unary_unary(_CHECK)
+        # Not read by the stub: to that, what cannot be read is nothing.
+        answer: bytes = await ask(b"", timeout=_ASK_S)
+        try:
+            return health_pb2.HealthCheckResponse.FromString(answer)
+        except DecodeError:
+            return None
 
     async def serves(self) -> bool:
         """See Probe; a program that is too busy to answer is believed what it said for a while."""
         try:
-            self._said = bool(await self.ask() == health_pb2.HealthCheckResponse.SERVING)
+            answer = await self.ask()
+            self._said = answer is not None and answer.status == health_pb2.HealthCheckResponse.SERVING
             self._late = 0
         except grpc.aio.AioRpcError as error:
             self._late += 1
@@ -191,7 +196,10 @@ async def probe_of(check: Check, instance: Instance, identity: Identity, *, paus
         while not await port.serves():  # noqa: ASYNC110 - another process's port gives no event
             await asyncio.sleep(pause_s)
         try:
-            await health.ask()
+            answer = await health.ask()
+            if answer is None or answer.status == health_pb2.HealthCheckResponse.UNKNOWN:
+                reason = "UNREADABLE"
+                break
         except grpc.aio.AioRpcError as error:
             reason = error.code().name
             if error.code() in _NO_HEALTH:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from grpc_health.v1 import health_pb2
@@ -22,7 +22,7 @@ from services.mesh.registry.domain import Health, is_service_name
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 
     from services.mesh.join.probe import Check, Probe
     from services.mesh.registry.domain import Instance, Registry
@@ -95,7 +95,7 @@ async def stay(
         lease_s: Life of the registration without a renewal.
     """
     async with contextlib.AsyncExitStack() as stack:
-        rotation = asyncio.create_task(source.rotate(lambda _identity: None), name="certificate-rotation")
+        rotation = _running(source.rotate(lambda _identity: None), name="certificate-rotation")
         stack.push_async_callback(_ended, rotation)
         leave: Callable[[], Awaitable[None]] = _nothing
         if serving is not None:
@@ -103,7 +103,7 @@ async def stay(
             mesh = await stack.enter_async_context(Mesh())
             keeper = _Keeper(registry(mesh), serving, joined.identity, lease_s=lease_s)
             stack.push_async_callback(keeper.deregister)
-            keeping = asyncio.create_task(keeper.run(), name="registration")
+            keeping = _running(keeper.run(), name="registration")
             stack.push_async_callback(_ended, keeping)
             leave = keeper.leave
         yield leave
@@ -111,6 +111,18 @@ async def stay(
 
 async def _nothing() -> None:
     """Nobody calls what does not serve."""
+
+
+def _running(work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+    """Start a loop; if it crashes, that is told at once and not when the program ends."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_tell_crash)
+    return task
+
+
+def _tell_crash(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background_loop_crashed", loop=task.get_name(), exc_info=error)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -165,7 +177,7 @@ class _Keeper:
                     self._registration = Registration(
                         self._registry, replace(instance, meta=meta), lease_s=self._lease_s
                     )
-                    renewal = asyncio.create_task(self._registration.run(), name="renewal")
+                    renewal = _running(self._registration.run(), name="renewal")
                 await asyncio.sleep(_PROBE_S)
         finally:
             if renewal is not None:
