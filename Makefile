@@ -19,8 +19,8 @@ help: ## list the targets
 .tools/bin/uv:
 	@echo "installing uv $(UV_VERSION) into .tools"
 	@mkdir -p .tools/bin
-	@$(PYTHON) -m venv .tools/venv 2>/dev/null && .tools/venv/bin/python -m pip install --quiet "uv==$(UV_VERSION)" \
-	  || $(PYTHON) -m pip install --quiet --target .tools/lib "uv==$(UV_VERSION)" \
+	@$(PYTHON) -m venv .tools/venv 2>/dev/null && .tools/venv/bin/python -m pip install "uv==$(UV_VERSION)" \
+	  || $(PYTHON) -m pip install --target .tools/lib "uv==$(UV_VERSION)" \
 	  || { echo "Python has neither venv nor pip: install one of them (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@if [ -x .tools/venv/bin/uv ]; then ln -sf ../venv/bin/uv $@; else ln -sf ../lib/bin/uv $@; fi
 

@@ -131,7 +131,7 @@ class KnowledgeServicer(knowledge_pb2_grpc.KnowledgeServiceServicer):
         self, request: knowledge_pb2.SearchRequest, context: Any
     ) -> knowledge_pb2.SearchResponse:
         query = check_query(request.query, "query")
-        limit = page_size(request.limit, default=DEFAULT_PASSAGES, maximum=MAX_PASSAGES)
+        limit = page_size(request.limit, default=DEFAULT_PASSAGES, maximum=MAX_PASSAGES, field="limit")
         collection = await self._store.collection(request.collection)
         mode = convert.mode_from(request.mode)
         passages = await self._answering.search(collection, query, mode, limit=limit)
@@ -141,7 +141,7 @@ class KnowledgeServicer(knowledge_pb2_grpc.KnowledgeServiceServicer):
         self, request: knowledge_pb2.AskRequest, context: Any
     ) -> AsyncIterator[knowledge_pb2.AskResponse]:
         question = check_query(request.question, "question")
-        limit = page_size(request.limit, default=DEFAULT_SOURCES, maximum=MAX_SOURCES)
+        limit = page_size(request.limit, default=DEFAULT_SOURCES, maximum=MAX_SOURCES, field="limit")
         collection = await self._store.collection(request.collection)
         mode = convert.mode_from(knowledge_pb2.SEARCH_MODE_HYBRID)
         passages = await self._answering.search(collection, question, mode, limit=limit)

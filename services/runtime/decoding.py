@@ -34,7 +34,7 @@ def decoding(deserialize: Callable[[bytes], Any] | None, max_bytes: int) -> Call
         try:
             return deserialize(data)
         except (DecodeError, UnicodeDecodeError):
-            text = "the request is no valid message: an unknown encoding, or text that is not UTF-8"
+            text = "the request is no valid message: not UTF-8, nested over 100 deep, or another encoding"
             return _Undecoded(InvalidArgumentError(text, reason="MALFORMED_MESSAGE"))
 
     return decode

@@ -11,14 +11,14 @@ from services.runtime.errors import InvalidArgumentError
 _SCOPE_BYTES = 8
 
 
-def page_size(asked: int, *, default: int = 100, maximum: int = 1000) -> int:
+def page_size(asked: int, *, default: int = 100, maximum: int = 1000, field: str = "page_size") -> int:
     """The size to use: the default for 0, at most the maximum.
 
     Raises:
         InvalidArgumentError: A negative size.
     """
     if asked < 0:
-        raise InvalidArgumentError("must not be negative", field="page_size")
+        raise InvalidArgumentError("must not be negative", field=field)
     return min(asked or default, maximum)
 
 

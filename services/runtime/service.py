@@ -127,11 +127,16 @@ class Service:
 
 _REFUSABLE = 4
 """Up to this many times the bound a message is refused with a reason; beyond, by gRPC and without one."""
+_METADATA_BYTES = 64 * 1024
+"""Of a call: more than the edge lets in with a request (32 KiB), so that nothing it let in is refused here.
+gRPC's own bound is 16 KiB, and from 8 KiB on it refuses some calls by chance."""
 
 
 def message_limits(config: ServerConfig) -> list[tuple[str, int]]:
-    """Channel arguments for the configured message bound."""
+    """Channel arguments for the configured message bound, and for that of metadata."""
     return [
+        ("grpc.max_metadata_size", _METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
         ("grpc.max_receive_message_length", _REFUSABLE * config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
     ]

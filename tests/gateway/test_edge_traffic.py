@@ -49,6 +49,17 @@ async def test_malformed_json_is_400_with_the_parsers_reason(edge: RunningEdge) 
     assert "nonsense" in unknown.json()["message"]
 
 
+async def test_a_body_that_contradicts_the_path_is_refused(edge: RunningEdge) -> None:
+    path, headers = "/v1/lab/echo/path", edge.auth("alice")
+    for body in ({}, {"text": "path"}):
+        answer = await edge.client.post(path, json=body, headers=headers)
+        assert (answer.status_code, answer.json()["text"]) == (200, "path")
+    calls = edge.backend.calls
+    answer = await edge.client.post(path, json={"text": "body"}, headers=headers)
+    assert (answer.status_code, edge.backend.calls) == (400, calls)
+    assert "conflicting" in answer.json()["message"]
+
+
 async def test_gzip_bomb_is_not_unpacked(edge: RunningEdge) -> None:
     import gzip  # noqa: PLC0415 - one use
 

@@ -176,7 +176,11 @@ def transcoder(edge: Edge) -> Json:
         print_options={"always_print_primitive_fields": True, "stream_sse_style_delimited": True},
         convert_grpc_status=True,
         match_incoming_request_route=True,
-        request_validation_options={"reject_unknown_method": True, "reject_unknown_query_parameters": True},
+        request_validation_options={
+            "reject_unknown_method": True,
+            "reject_unknown_query_parameters": True,
+            "reject_binding_body_field_collisions": True,  # else the body would overrule the path
+        },
         max_request_body_size=_MAX_JSON_BYTES,
         max_response_body_size=_MAX_JSON_BYTES,
     )
