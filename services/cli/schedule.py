@@ -20,6 +20,8 @@ STATES = ("active", "paused", "completed")
 MISSED = ("skip", "once", "all")
 PRIORITIES = ("low", "normal", "high", "critical")
 _PREFIXES = ("SCHEDULE_STATE_", "MISSED_RUNS_", "RUN_STATE_")
+NONE = "none"
+"""What takes a bound away."""
 _PAGE = 100
 
 
@@ -35,7 +37,7 @@ class When:
     jitter: str = ""
     start: str = ""
     end: str = ""
-    max_firings: int = 0
+    max_firings: int | None = None
 
     def fields(self) -> dict[str, Any]:
         """Fields of a schedule.
@@ -45,24 +47,45 @@ class When:
         """
         if sum(map(bool, (self.cron, self.at, self.every))) != 1:
             raise InvalidArgumentError("say when: one of --cron, --at and --every")
-        given: dict[str, Any] = {}
-        if self.cron:
-            given["cron"] = {"expression": self.cron, "timeZone": self.zone}
-        if self.at:
-            given["at"] = moment(self.at)
-        if self.every:
-            given["every"] = {"interval": span(self.every)}
-            if self.anchor:
-                given["every"]["anchor"] = moment(self.anchor)
-        if self.jitter:
-            given["jitter"] = span(self.jitter)
-        if self.start:
-            given["startTime"] = moment(self.start)
-        if self.end:
-            given["endTime"] = moment(self.end)
-        if self.max_firings:
-            given["maxFirings"] = self.max_firings
+        return self.changes()
+
+    def changes(self) -> dict[str, Any]:
+        """Fields of a schedule that are given; null for a bound that is taken away.
+
+        Raises:
+            InvalidArgumentError: Two of cron, at and every, or a span or time that is none.
+        """
+        given: dict[str, Any] = {
+            "cron": _set(expression=self.cron, timeZone=self.zone),
+            "at": moment(self.at) if self.at else "",
+            "every": _set(
+                interval=span(self.every) if self.every else "",
+                anchor=moment(self.anchor) if self.anchor else "",
+            ),
+        }
+        if sum(map(bool, given.values())) > 1:
+            raise InvalidArgumentError(
+                "say when in one way: --cron, --at or --every, with what belongs to it"
+            )
+        given |= {"jitter": span(self.jitter) if self.jitter else "", "maxFirings": self.max_firings}
+        given = _set(**given)
+        for name, text in (("startTime", self.start), ("endTime", self.end)):
+            if text:
+                given[name] = None if text == NONE else moment(text)
         return given
+
+
+def _set(**fields: Any) -> dict[str, Any]:
+    """The fields that say something."""
+    return {name: value for name, value in fields.items() if value not in ("", {}, None)}
+
+
+def paths(changes: dict[str, Any]) -> list[str]:
+    """A field mask that names what changes: parts of a cron expression, an interval and a message alone."""
+    found = []
+    for name, value in changes.items():
+        found += [f"{name}.{part}" for part in value] if isinstance(value, dict) else [name]
+    return found
 
 
 def span(text: str) -> str:
@@ -91,9 +114,9 @@ def moment(text: str) -> str:
 
 
 def message(
-    data: str, attributes: Sequence[str], *, key: str, priority: str, ttl: str, correlation_id: str
+    data: str | None, attributes: Sequence[str], *, key: str, priority: str, ttl: str, correlation_id: str
 ) -> dict[str, Any]:
-    """A message to publish; attributes are `key=value`.
+    """What is given of a message to publish; attributes are `key=value`.
 
     Raises:
         InvalidArgumentError: An attribute or the priority is none.
@@ -101,17 +124,25 @@ def message(
     pairs = [attribute.partition("=") for attribute in attributes]
     if wrong := [attribute for attribute, pair in zip(attributes, pairs, strict=True) if not pair[1]]:
         raise InvalidArgumentError(f"--attribute {wrong[0]}: write KEY=VALUE")
-    made: dict[str, Any] = {
-        "data": base64.b64encode(data.encode()).decode(),
-        "attributes": {name: value for name, _, value in pairs},
-        "orderingKey": key,
-        "correlationId": correlation_id,
-    }
-    if priority:
-        made["priority"] = f"PRIORITY_{_one_of('priority', priority, PRIORITIES)}"
-    if ttl:
-        made["ttl"] = span(ttl)
+    made = _set(
+        attributes={name: value for name, _, value in pairs},
+        orderingKey=key,
+        correlationId=correlation_id,
+        priority=f"PRIORITY_{_one_of('priority', priority, PRIORITIES)}" if priority else "",
+        ttl=span(ttl) if ttl else "",
+    )
+    if data is not None:
+        made["data"] = base64.b64encode(data.encode()).decode()
     return made
+
+
+def missed_runs(policy: str) -> str:
+    """The policy for missed firings as JSON has it.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    return f"MISSED_RUNS_{_one_of('missed', policy, MISSED)}"
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:
@@ -134,12 +165,21 @@ class Schedules:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    def create(self, schedule: dict[str, Any], missed: str, request_id: str) -> dict[str, Any]:
+    def create(self, schedule: dict[str, Any], request_id: str) -> dict[str, Any]:
         """Create a schedule."""
-        if missed:
-            schedule = schedule | {"missedRuns": f"MISSED_RUNS_{_one_of('missed', missed, MISSED)}"}
         query = f"?{urlencode({'requestId': request_id})}" if request_id else ""
         return self._api.call("POST", f"/v1/schedules{query}", schedule)
+
+    def update(self, name: str, changes: dict[str, Any], request_id: str) -> dict[str, Any]:
+        """Change what is named, and nothing else.
+
+        Raises:
+            InvalidArgumentError: Nothing is named.
+        """
+        if not changes:
+            raise InvalidArgumentError("say what changes: `plexus schedule update --help` lists it")
+        query = _set(updateMask=",".join(paths(changes)), requestId=request_id)
+        return self._api.call("PATCH", f"{_path(name)}?{urlencode(query)}", changes)
 
     def get(self, name: str) -> dict[str, Any]:
         """A schedule."""

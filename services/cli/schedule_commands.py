@@ -8,7 +8,7 @@ import typer
 
 from services.cli.edge import Edge, asks_edge
 from services.cli.options import JsonOption, print_json
-from services.cli.schedule import Schedules, When, message
+from services.cli.schedule import Schedules, When, message, missed_runs
 
 schedule_app = typer.Typer(help="Messages published at set times.", no_args_is_help=True)
 
@@ -24,6 +24,14 @@ JitterOption = Annotated[str, typer.Option(help="Put each firing off by a part o
 StartOption = Annotated[str, typer.Option("--start", help="No firing before this time.")]
 EndOption = Annotated[str, typer.Option("--end", help="No firing from this time on.")]
 MaxOption = Annotated[int, typer.Option(help="Done after so many; 0 is no bound.", min=0)]
+AttributeOption = Annotated[
+    list[str] | None, typer.Option("--attribute", "-a", help="KEY=VALUE; repeatable.")
+]
+KeyOption = Annotated[str, typer.Option(help="Ordering key.")]
+PriorityOption = Annotated[str, typer.Option(help="low, normal, high or critical.")]
+TtlOption = Annotated[str, typer.Option(help="The message is given up when it has waited this long.")]
+CorrelationOption = Annotated[str, typer.Option(help="Of the work that it belongs to.")]
+RequestOption = Annotated[str, typer.Option(help="Makes a repetition safe.")]
 
 
 def _show(schedule: dict[str, Any], *, as_json: bool) -> None:
@@ -73,17 +81,15 @@ def create(
     end: EndOption = "",
     max_firings: MaxOption = 0,
     data: Annotated[str, typer.Option("--data", "-d", help="Content of the message.")] = "",
-    attribute: Annotated[
-        list[str] | None, typer.Option("--attribute", "-a", help="KEY=VALUE; repeatable.")
-    ] = None,
-    key: Annotated[str, typer.Option(help="Ordering key.")] = "",
-    priority: Annotated[str, typer.Option(help="low, normal, high or critical.")] = "",
-    ttl: Annotated[str, typer.Option(help="The message is given up when it has waited this long.")] = "",
-    correlation_id: Annotated[str, typer.Option(help="Of the work that it belongs to.")] = "",
+    attribute: AttributeOption = None,
+    key: KeyOption = "",
+    priority: PriorityOption = "",
+    ttl: TtlOption = "",
+    correlation_id: CorrelationOption = "",
     missed: Annotated[str, typer.Option(help="Missed firings: skip, once or all. Default: once.")] = "",
     max_missed: Annotated[int, typer.Option(help="With all: at most so many.", min=1, max=1000)] = 100,
     paused: Annotated[bool, typer.Option("--paused", help="It waits to be resumed.")] = False,
-    request_id: Annotated[str, typer.Option(help="Makes a repetition safe.")] = "",
+    request_id: RequestOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Create a schedule."""
@@ -97,9 +103,55 @@ def create(
         "maxMissedRuns": max_missed,
         "paused": paused,
     }
+    if missed:
+        wanted["missedRuns"] = missed_runs(missed)
     with edge.open(Schedules) as schedules:
-        made = schedules.create(wanted, missed, request_id)
+        made = schedules.create(wanted, request_id)
     _show(made, as_json=as_json)
+
+
+@schedule_app.command()
+@asks_edge("demo")
+def update(
+    edge: Edge,
+    name: NameArgument,
+    *,
+    topic: Annotated[str, typer.Option(help="Where it publishes.")] = "",
+    cron: CronOption = "",
+    zone: Annotated[str, typer.Option(help="Time zone of its cron expression.")] = "",
+    at: AtOption = "",
+    every: EveryOption = "",
+    anchor: Annotated[str, typer.Option(help="A time that its interval counts from.")] = "",
+    jitter: Annotated[str, typer.Option(help="Put each firing off by a part of this span; 0 is none.")] = "",
+    start: Annotated[str, typer.Option("--start", help="No firing before this time; or none.")] = "",
+    end: Annotated[str, typer.Option("--end", help="No firing from this time on; or none.")] = "",
+    max_firings: Annotated[int | None, typer.Option(help="Done after so many; 0 is no bound.", min=0)] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Content of the message.")] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option("--attribute", "-a", help="KEY=VALUE; repeatable; instead of all there are."),
+    ] = None,
+    key: KeyOption = "",
+    priority: PriorityOption = "",
+    ttl: TtlOption = "",
+    correlation_id: CorrelationOption = "",
+    missed: Annotated[str, typer.Option(help="Missed firings: skip, once or all.")] = "",
+    max_missed: Annotated[
+        int | None, typer.Option(help="With all: at most so many.", min=1, max=1000)
+    ] = None,
+    request_id: RequestOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Change what is given of a schedule; new times count from now."""
+    changes = When(cron, zone, at, every, anchor, jitter, start, end, max_firings).changes()
+    text = message(data, attribute or [], key=key, priority=priority, ttl=ttl, correlation_id=correlation_id)
+    given = (("topic", topic), ("message", text), ("maxMissedRuns", max_missed))
+    changes |= {field: value for field, value in given if value}
+    if missed:
+        changes["missedRuns"] = missed_runs(missed)
+    with edge.open(Schedules) as schedules:
+        changed = schedules.update(name, changes, request_id)
+    _show(changed, as_json=as_json)
 
 
 @schedule_app.command()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
 
 from plexus.queueing.v1 import queueing_pb2
 from services.queueing.domain import (
@@ -26,7 +26,7 @@ from services.runtime.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from google.protobuf import field_mask_pb2
+    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message as Proto
 
     from services.queueing.replies import Reply
@@ -86,11 +86,14 @@ def merge(present: Proto, wanted: Proto, mask: field_mask_pb2.FieldMask, mutable
     """Take over into `present` what the mask names, or without one what is set (google.aip.dev/134).
 
     Raises:
-        InvalidArgumentError: The mask names what cannot be changed.
+        InvalidArgumentError: The mask names what cannot be changed, or is not there.
     """
+    kind = cast("Descriptor", present.DESCRIPTOR)
     for path in mask.paths:
         if path.split(".")[0] not in mutable:
             raise InvalidArgumentError(f"{path!r} is not one of {', '.join(mutable)}", field="update_mask")
+        if not field_mask_pb2.FieldMask(paths=[path]).IsValidForDescriptor(kind):
+            raise InvalidArgumentError(f"{path!r} is no field", field="update_mask")
     if not mask.paths:
         mask.paths.extend(field.name for field, _ in wanted.ListFields() if field.name in mutable)
     mask.MergeMessage(wanted, present, True, True)  # noqa: FBT003 - replaces messages and repeated fields

@@ -50,6 +50,41 @@ def test_when_becomes_fields() -> None:
     }
 
 
+def test_changes_name_parts_and_no_more() -> None:
+    assert schedule.When(zone="Asia/Tokyo").changes() == {"cron": {"timeZone": "Asia/Tokyo"}}
+    when = schedule.When(every="1h", jitter="0", start="none", end="2027-01-01T00:00:00Z", max_firings=0)
+    changes = when.changes() | {"message": {"data": "", "attributes": {"kind": "poll"}}, "topic": "jobs"}
+    assert changes["startTime"] is None
+    assert schedule.paths(changes) == [
+        "every.interval",
+        "jitter",
+        "maxFirings",
+        "startTime",
+        "endTime",
+        "message.data",
+        "message.attributes",
+        "topic",
+    ]
+    with pytest.raises(InvalidArgumentError, match="in one way"):
+        schedule.When(zone="Asia/Tokyo", every="1h").changes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what changes"),
+        (["--cron", "@daily", "--anchor", "+1h"], "in one way"),
+        (["--end", "someday"], "no time with a zone"),
+        (["--missed", "perhaps"], "--missed: must be one of"),
+    ],
+)
+def test_a_change_that_says_nothing_or_nonsense_is_refused(arguments: list[str], message: str) -> None:
+    command = ["schedule", "update", "s", "--url", "http://127.0.0.1:9", "--token", "t", *arguments]
+    found = CliRunner().invoke(app, command)
+    assert isinstance(found.exception, InvalidArgumentError)
+    assert message in found.exception.message
+
+
 def test_a_message_is_made_of_its_parts() -> None:
     made = schedule.message(
         "é", ["kind=poll", "empty=", "a=b=c"], key="k", priority="high", ttl="1h", correlation_id="c"

@@ -184,14 +184,25 @@ async def test_settings_change_by_mask_and_only_those_that_may(server: Server) -
     mask = field_mask_pb2.FieldMask(paths=["cron"])
     changed = await server.stub.UpdateSchedule(pb.UpdateScheduleRequest(schedule=wanted, update_mask=mask))
     assert (changed.cron.time_zone, changed.max_firings, changed.revision) == ("Asia/Tokyo", 7, 2)
+    part = pb.Schedule(
+        name="s", cron=pb.Cron(expression="@weekly"), message=queueing_pb2.Message(data=b"new")
+    )
+    part.message.attributes["kind"] = "not named"
+    mask = field_mask_pb2.FieldMask(paths=["cron.expression", "message.data"])
+    changed = await server.stub.UpdateSchedule(pb.UpdateScheduleRequest(schedule=part, update_mask=mask))
+    assert (changed.cron.expression, changed.cron.time_zone) == ("@weekly", "Asia/Tokyo")
+    assert (changed.message.data, dict(changed.message.attributes)) == (b"new", {})
     wanted = pb.Schedule(name="s", at=soon(1000), paused=True)
     changed = await server.stub.UpdateSchedule(pb.UpdateScheduleRequest(schedule=wanted))
     assert (changed.WhichOneof("when"), changed.state) == ("at", pb.SCHEDULE_STATE_PAUSED)
     same = await server.stub.UpdateSchedule(pb.UpdateScheduleRequest(schedule=wanted))
-    assert same.revision == changed.revision == 3
+    assert same.revision == changed.revision == 4
     for paths, schedule, reason in (
         (["name"], wanted, "INVALID_ARGUMENT"),
         (["revision"], wanted, "INVALID_ARGUMENT"),
+        (["message.nonsense"], wanted, "INVALID_ARGUMENT"),
+        (["message.attributes.kind"], wanted, "INVALID_ARGUMENT"),
+        (["cron.time_zone"], pb.Schedule(name="s", cron=pb.Cron(time_zone="Asia/Tokyo")), "INVALID_CRON"),
         (["at"], pb.Schedule(name="s", at=soon(-5)), "AT_IN_PAST"),
         (["at"], pb.Schedule(name="s"), "INVALID_ARGUMENT"),
         (["cron"], pb.Schedule(name="s", cron=pb.Cron(expression="nonsense")), "INVALID_CRON"),

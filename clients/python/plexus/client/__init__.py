@@ -13,12 +13,14 @@ Names are imported at first use: whoever needs the state folder alone does not l
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from plexus.client.channel import Mesh, MeshChannel
     from plexus.client.failures import Problem, Violation, problem
     from plexus.client.join import NotJoinedError, connect
+    from plexus.client.portal import BlockingError
     from plexus.client.publisher import Publisher, PublishError
     from plexus.client.results import Handle, TaskFailedError
     from plexus.client.state import default_state_dir
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
     from plexus.client.tasks import Task, TaskApp
     from plexus.client.worker import TaskError, Worker, attempt, progress
 
+# gRPC reads it when it is imported. Its handlers start threads in a fork of a process that makes calls in an
+# event loop, and those crash the fork, whatever it does; without them it lives, as long as it calls nobody.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 __all__ = [
+    "BlockingError",
     "Handle",
     "Mesh",
     "MeshChannel",
@@ -51,6 +58,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BlockingError": "portal",
     "Handle": "results",
     "Mesh": "channel",
     "MeshChannel": "channel",

@@ -14,10 +14,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import typing
-import uuid
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
@@ -25,15 +23,16 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import PydanticSerializationError
 
+from plexus.client.blocking import BlockingTask
 from plexus.client.join import connect
-from plexus.client.publisher import Publisher
-from plexus.client.results import Handle, ReplyChannel, present
-from plexus.client.retrying import persist
+from plexus.client.sending import MAX_RETRIES, Sender
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from plexus.client.results import Handle
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,9 +40,7 @@ C = TypeVar("C")
 
 TASK = "plexus-task"
 """Attribute of a task's message: its name."""
-MAX_RETRIES = 999
 MAX_BACKOFF_S = 600.0
-_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ class Task(Generic[P, R, C]):
             PublishError: It could not be sent.
             grpc.RpcError: Its queue could not be made.
         """
-        return await self.app.publish(self, self.arguments.dump(args, kwargs), {})
+        return await self.app.sender.send(self, self.arguments.dump(args, kwargs))
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Send it to the workers; its result comes to the handle.
@@ -117,10 +114,12 @@ class Task(Generic[P, R, C]):
             PublishError: It could not be sent.
             grpc.RpcError: Its queue could not be made.
         """
-        data = self.arguments.dump(args, kwargs)
-        handle = Handle(uuid.uuid4().hex, self.returns)
-        await self.app.publish(self, data, await self.app.expect(handle))
-        return handle
+        return await self.app.sender.delay(self, self.arguments.dump(args, kwargs))
+
+    @property
+    def blocking(self) -> BlockingTask[P, R]:
+        """The same task for threads without an event loop: `invoice.blocking.delay(17)`."""
+        return BlockingTask(self)
 
     def message(self, data: bytes, attributes: dict[str, str]) -> pb.Message:
         """What is published."""
@@ -196,32 +195,13 @@ class _Decorator(Protocol):
     def __call__(self, function: Callable[P, R]) -> Task[P, R, R]: ...
 
 
-class _Open:
-    """What an open app has: its connection, a publisher for each queue, the channel of its results."""
-
-    def __init__(self, stub: queueing_pb2_grpc.QueueingServiceStub, stack: AsyncExitStack) -> None:
-        self.stub = stub
-        self._stack = stack
-        self._publishers: dict[str, Publisher] = {}
-        self._opening = asyncio.Lock()
-        self.replies = ReplyChannel(stub)
-
-    async def publisher(self, queue: str) -> Publisher:
-        async with self._opening:
-            if queue not in self._publishers:
-                await persist(lambda: declare(self.stub, queue), within_s=_PATIENCE_S)
-                publisher = await self._stack.enter_async_context(Publisher(self.stub, queue))
-                self._publishers[queue] = publisher
-            return self._publishers[queue]
-
-
 class TaskApp:
     """Tasks under one name, which is also that of their queue unless they have another."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.tasks: dict[str, Task[Any, Any, Any]] = {}
-        self._open: _Open | None = None
+        self._sender: Sender | None = None
 
     def task(
         self,
@@ -277,32 +257,19 @@ class TaskApp:
             if stub is None:
                 mesh = await stack.enter_async_context(connect())
                 stub = mesh.stub(queueing_pb2_grpc.QueueingServiceStub)
-            self._open = _Open(stub, stack)
-            stack.callback(setattr, self, "_open", None)
-            await stack.enter_async_context(self._open.replies)
+            self._sender = await stack.enter_async_context(Sender(stub))
+            stack.callback(setattr, self, "_sender", None)
             yield
 
-    def _opened(self) -> _Open:
-        if self._open is None:
-            raise RuntimeError(f"tasks are sent within `async with app.open()` of {self.name!r}")
-        return self._open
+    @property
+    def sender(self) -> Sender:
+        """What sends the app's tasks.
 
-    async def expect(self, handle: Handle[Any]) -> dict[str, str]:
-        """Be ready for a result; gives the attributes of its request."""
-        return await self._opened().replies.expect(handle)
-
-    async def publish(self, task: Task[Any, Any, Any], data: bytes, attributes: dict[str, str]) -> str:
-        """Send a task."""
-        publisher = await self._opened().publisher(task.queue)
-        return await publisher.publish(task.message(data, attributes))
-
-
-async def declare(stub: queueing_pb2_grpc.QueueingServiceStub, queue: str) -> None:
-    """Make a queue, a topic and a subscription of one name, unless it is there; present settings stay."""
-    subscription = pb.Subscription(name=queue, topic=queue)
-    # How often a task is tried is said by its message, or decided by its worker.
-    subscription.retry.max_attempts = MAX_RETRIES + 1
-    with present():
-        await stub.CreateTopic(pb.CreateTopicRequest(topic=queue))
-    with present():
-        await stub.CreateSubscription(pb.CreateSubscriptionRequest(subscription=subscription))
+        Raises:
+            RuntimeError: It is not open.
+        """
+        if self._sender is None:
+            raise RuntimeError(
+                f"tasks are sent within `async with app.open()` of {self.name!r}, or by `task.blocking`"
+            )
+        return self._sender

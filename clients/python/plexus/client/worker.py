@@ -22,8 +22,9 @@ from plexus.client.failures import problem
 from plexus.client.publisher import BATCH_BYTES, BATCH_MESSAGES
 from plexus.client.replies import ERROR, PROGRESS, RESULT, Request, request_of
 from plexus.client.retrying import persist
+from plexus.client.sending import declare
 from plexus.client.subscriber import DRAIN_S, RejectError, Subscriber
-from plexus.client.tasks import TASK, declare
+from plexus.client.tasks import TASK
 from plexus.queueing.v1 import queueing_pb2 as pb
 
 if TYPE_CHECKING:

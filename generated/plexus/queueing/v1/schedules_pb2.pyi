@@ -430,7 +430,7 @@ class UpdateScheduleRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """What changes: cron, at, every, topic, message, jitter, missed_runs, max_missed_runs, start_time, end_time, max_firings,
-        paused. Empty: what is set.
+        paused; or parts of these, such as cron.time_zone and message.data. Empty: what is set.
         """
 
     def __init__(
