@@ -269,7 +269,10 @@ def main() -> None:
     # One connection is one worker's: more only wait.
     parser.add_argument("--envoy-workers", type=int, default=1, help="threads of each Envoy")
     options = parser.parse_args()
-    print(json.dumps(asyncio.run(drive(options))))
+    began = time.monotonic()
+    figures = asyncio.run(drive(options))
+    print(f"all of it took {time.monotonic() - began:.0f} s")
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,10 @@ from services.mesh.consul import watch
 from services.mesh.consul.answers import index_of
 from services.mesh.consul.catalogue import watch_service
 from services.mesh.consul.client import ConsulClient
+from services.mesh.consul.intentions import watch_intentions
 from services.mesh.consul.kv import KeyValues
+from services.mesh.trust.consul import watch_roots
+from services.mesh.trust.local import LocalCertificateSource
 from services.runtime.errors import (
     DataLossError,
     PermissionDeniedError,
@@ -27,6 +31,7 @@ from tests.mesh.consul.stub import Stub, answer, blocking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
+    from pathlib import Path
 
     from services.mesh.consul.answers import Answer
 
@@ -66,6 +71,24 @@ async def test_an_index_that_is_none_neither_blocks_nor_spins(index: str | None)
     times = [at for at, _ in stub.asked]
     # The pace allows the burst at once and the rest at its rate, however quick the server is.
     assert times[-1] - times[0] >= (len(times) - 1 - watch.BURST) / watch.RATE_PER_S - 0.05
+
+
+async def test_waits_are_spread_and_never_longer_than_configured() -> None:
+    numbers = itertools.count(1)
+
+    async def serve(_request: web.Request) -> web.Response:
+        return answer("same", str(next(numbers)))
+
+    stub = Stub(serve)
+    async with watching(stub) as watched:
+        await anext(watched)
+        task = asyncio.create_task(following(watched))
+        queries = await stub.requests(watch.BURST)
+        await ended(task)
+    waits_ms = [int(query["wait"].removesuffix("ms")) for query in queries[1:]]
+    longest_ms = stub.config.wait_s * 1000
+    assert all(0.8 * longest_ms - 1 <= wait <= longest_ms for wait in waits_ms)
+    assert len(set(waits_ms)) > 1  # a thousand watches that began together do not ask together for ever
 
 
 async def test_an_index_that_falls_starts_the_watch_anew() -> None:
@@ -235,6 +258,44 @@ async def test_garbage_leaves_the_last_good_keys(garbage: str) -> None:
         async with asyncio.timeout(60):
             assert await anext(watched) == {}
             assert await anext(watched) == {"k": b"a"}
+
+
+def rule(action: str) -> str:
+    return f'{{"a": [{{"SourceName": "b", "DestinationName": "a", "Action": "{action}"}}]}}'
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["", "<html>", "7", '{"a": 7}', '{"a": [7]}', '{"a": [{}]}', rule("perhaps"), rule("allow")[:-3]],
+)
+async def test_garbage_leaves_the_last_good_intentions(garbage: str) -> None:
+    texts = iter([rule("deny"), garbage, garbage])
+
+    async def serve(_request: web.Request) -> web.Response:
+        return answer(next(texts, rule("allow")), "2")
+
+    async with Stub(serve) as stub, ConsulClient(stub.config) as client, asyncio.timeout(60):
+        watched = watch_intentions(client, "a")
+        told = [(await anext(watched)).decide("b", "a", "/x.Y/Z").allowed for _ in range(2)]
+    assert told == [False, True]
+
+
+def roots(pem: str) -> str:
+    root = {"ID": "r", "RootCert": pem}
+    return json.dumps({"TrustDomain": "x.consul", "ActiveRootID": "r", "Roots": [root]})
+
+
+@pytest.mark.parametrize("garbage", ["", "<html>", "7", "{}", "[]", '{"Roots": [{}]}', roots("no root")])
+async def test_garbage_leaves_the_last_good_roots(garbage: str, tmp_path: Path) -> None:
+    pems = [LocalCertificateSource(tmp_path / name, "a", 60).ensure().ca_path.read_text() for name in "ab"]
+    texts = iter([roots(pems[0]), garbage, garbage])
+
+    async def serve(_request: web.Request) -> web.Response:
+        return answer(next(texts, roots(pems[1])), "2")
+
+    async with Stub(serve) as stub, ConsulClient(stub.config) as client, asyncio.timeout(60):
+        watched = watch_roots(client)
+        assert [(await anext(watched)).pem.decode() for _ in range(2)] == pems
 
 
 @pytest.mark.parametrize(
