@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from tests.servers.consul import ConsulAgent
+
 WITHIN_S = 90.0
 SERVER = (sys.executable, REPOSITORY / "tests/mesh/joined_server.py")
 
@@ -46,22 +48,24 @@ def asked(status: str, says: str) -> Callable[[list[dict[str, Any]]], bool]:
 
 
 async def test_the_agent_hears_what_a_joined_program_says_of_itself(
-    http: httpx.Client, consul_url: str, tmp_path: Path
+    agent: ConsulAgent, tmp_path: Path
 ) -> None:
     port = free_port()
     env = environment(
         PLEXUS_STATE=str(tmp_path),
-        PLEXUS_CONSUL__ADDRESS=consul_url,
+        PLEXUS_CONSUL__ADDRESS=agent.url,
+        PLEXUS_CONSUL__GRPC_ADDRESS=agent.grpc,
         PLEXUS_CONSUL__CHECK_INTERVAL_S="1",
         PLEXUS_MESH__CONTROL_PLANES=f"localhost:{free_port()}",
     )
     command = (*SERVER, str(port), "--health")
-    async with joined("orders", command, env, tmp_path, "--port", str(port)) as server:
-        assert server.process.stdout is not None
-        pid = int(await asyncio.wait_for(server.process.stdout.readline(), WITHIN_S))
-        await until(http, asked("passing", "success"))
-        os.kill(pid, signal.SIGUSR1)
-        await until(http, asked("critical", "NOT_SERVING"))
-        os.kill(pid, signal.SIGUSR1)
-        await until(http, asked("passing", "success"))
-    await until(http, lambda checks: not checks)
+    with agent.http() as http:
+        async with joined("orders", command, env, tmp_path, "--port", str(port)) as server:
+            assert server.process.stdout is not None
+            pid = int(await asyncio.wait_for(server.process.stdout.readline(), WITHIN_S))
+            await until(http, asked("passing", "success"))
+            os.kill(pid, signal.SIGUSR1)
+            await until(http, asked("critical", "NOT_SERVING"))
+            os.kill(pid, signal.SIGUSR1)
+            await until(http, asked("passing", "success"))
+        await until(http, lambda checks: not checks)
