@@ -39,6 +39,7 @@ def up(
     detach: bool,
     scale: Sequence[str] = (),
     prepare: Callable[[], None] = lambda: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any] | None:
     """Start everything; in the foreground until a signal or `plexus down`, detached until all serve.
 
@@ -49,6 +50,7 @@ def up(
         detach: Return when everything serves.
         scale: `service=count`, for services with more than one instance.
         prepare: Called once nothing speaks against a start, before anything is started.
+        progress: Detached, told of each process that serves.
 
     Raises:
         PlexusError: Already running, the port is taken, a service cannot be scaled, or (detached) the start
@@ -75,7 +77,9 @@ def up(
     from services.cli.supervisor.detach import run_detached  # noqa: PLC0415 - only here
 
     try:
-        return run_detached(lambda tell: supervise(tell, None), run_dir.log_file("supervisor"), START_WAIT_S)
+        return run_detached(
+            lambda tell: supervise(tell, None), run_dir.log_file("supervisor"), START_WAIT_S, progress
+        )
     except DeadlineExceededError as error:
         rows = status(run_dir.state_dir)["services"]
         late = [
@@ -114,12 +118,18 @@ def _supervise(
     if (threads := backend.thread_count()) > 1:
         print(f"{threads} threads before the fork: an import started them", file=sys.stderr)  # noqa: T201 - as above
     url = f"http://127.0.0.1:{port}"
+
+    def started(name: str, complete: bool) -> None:
+        tell({"progress": f"{name} serves"})
+        if complete:
+            tell({"edge": url})
+
     facts = {"state_dir": str(run_dir.state_dir), "edge": url, "version": version()}
     Supervisor(
         backend.specs(run_dir.state_dir, port, control_port, counts),
         run_dir,
         console=console,
-        on_ready=lambda: tell({"edge": url}),
+        on_serving=started,
         facts=facts,
         began=began,
     ).run()

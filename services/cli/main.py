@@ -89,7 +89,15 @@ def up(
 
         fetch_missing(folder, lambda line: typer.echo(f"plexus: {line}", err=True))
 
-    report = lifecycle.up(folder, host, http_port, detach=detach, scale=scale or (), prepare=prepare)
+    report = lifecycle.up(
+        folder,
+        host,
+        http_port,
+        detach=detach,
+        scale=scale or (),
+        prepare=prepare,
+        progress=lambda line: typer.echo(line, err=True),
+    )
     if report is not None:
         typer.echo(f"Plexus serves at {report['edge']} (docs: {report['edge']}/docs; stop: plexus down)")
 

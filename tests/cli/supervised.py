@@ -75,9 +75,9 @@ def main() -> None:
         console=sys.stdout,
         policy=RestartPolicy(initial_s=0.05, max_s=0.2, budget=3),
         timing=Timing(phase_wait_s=0.5, grace_s=1),
-        on_ready=None
+        on_serving=None
         if "loud=chatty" in sys.argv
-        else lambda: say("ALL READY"),  # it would wait for the reader
+        else lambda _, complete: say("ALL READY") if complete else None,  # it would wait for the reader
     ).run()
     assert lock >= 0
 

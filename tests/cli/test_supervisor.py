@@ -208,3 +208,28 @@ def test_rubbish_on_the_control_socket_is_refused(tmp_path: Path) -> None:
 def test_asking_when_nothing_runs_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="plexus up"):
         control.ask(rundir.RunDir(tmp_path).socket, "status")
+
+
+DETACHED = """
+import sys
+from pathlib import Path
+from services.cli.supervisor.detach import run_detached
+
+def body(tell):
+    tell({"progress": "one"})
+    tell({"progress": "two"})
+    tell({"edge": "there"})
+
+print(run_detached(body, Path(sys.argv[1]), 60, print))
+"""
+
+
+def test_a_start_in_the_background_tells_its_progress_and_returns_its_report(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", DETACHED, str(tmp_path / "log")],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ran.stdout.splitlines() == ["one", "two", "{'edge': 'there'}"]

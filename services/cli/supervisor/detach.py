@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 
 
 def run_detached(
-    body: Callable[[Callable[[dict[str, Any]], None]], None], log: Path, timeout_s: float
+    body: Callable[[Callable[[dict[str, Any]], None]], None],
+    log: Path,
+    timeout_s: float,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run `body` in a process of its own session and wait until it reports.
 
     Must be called before this process has threads.
 
     Args:
-        body: Gets a function that reports one JSON object; the first report ends the wait.
+        body: Gets a function that reports JSON objects; the first without `progress` ends the wait.
         log: Takes the process's stdout and stderr.
         timeout_s: Longest wait. The process goes on after it.
+        progress: Gets each text that is reported as `progress`.
 
     Returns:
         The report.
@@ -46,7 +50,7 @@ def run_detached(
         _detached(body, log, write)
     os.close(write)
     os.waitpid(first, 0)
-    report = _wait(read, timeout_s)
+    report = _wait(read, timeout_s, progress)
     os.close(read)
     if report is None:
         raise DeadlineExceededError(f"no report after {timeout_s:g} s; see `plexus status` and `plexus logs`")
@@ -55,10 +59,18 @@ def run_detached(
     return report
 
 
-def _wait(descriptor: int, timeout_s: float) -> dict[str, Any] | None:
+def _wait(descriptor: int, timeout_s: float, progress: Callable[[str], None]) -> dict[str, Any] | None:
     deadline = time.monotonic() + timeout_s
     received = b""
-    while b"\n" not in received:
+    while True:
+        line, complete, rest = received.partition(b"\n")
+        if complete:
+            received = rest
+            report: dict[str, Any] = json.loads(line)
+            if "progress" not in report:
+                return report
+            progress(report["progress"])
+            continue
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([descriptor], [], [], left)[0]:
             return None
@@ -66,8 +78,6 @@ def _wait(descriptor: int, timeout_s: float) -> dict[str, Any] | None:
         if not data:
             raise UnavailableError("Plexus ended while starting: see `plexus logs supervisor`")
         received += data
-    report: dict[str, Any] = json.loads(received.split(b"\n", 1)[0])
-    return report
 
 
 def _detached(body: Callable[[Callable[[dict[str, Any]], None]], None], log: Path, write: int) -> None:

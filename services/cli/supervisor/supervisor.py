@@ -36,7 +36,7 @@ class Supervisor:
         console: Where lines are shown, if anywhere.
         policy: When ended processes start again.
         timing: Bounds of start and stop.
-        on_ready: Called once, when all processes serve for the first time.
+        on_serving: Called with the name of each process that serves, and whether all do, until all do.
         facts: Added to the answer of `status`.
         began: Monotonic time from which the start is counted; now by default.
     """
@@ -49,7 +49,7 @@ class Supervisor:
         console: IO[str] | None = None,
         policy: RestartPolicy | None = None,
         timing: Timing | None = None,
-        on_ready: Callable[[], None] | None = None,
+        on_serving: Callable[[str, bool], None] | None = None,
         facts: dict[str, Any] | None = None,
         began: float | None = None,
     ) -> None:
@@ -61,7 +61,7 @@ class Supervisor:
         self._files = {name: RotatingFile(run_dir.log_file(name)) for name in names}
         self._files[OWN_NAME] = RotatingFile(run_dir.log_file("supervisor"))
         self._file_failed: set[str] = set()
-        self._on_ready = on_ready
+        self._on_serving = on_serving
         self._facts = facts or {}
         self._selector = selectors.DefaultSelector()
         self._control: ControlServer | None = None
@@ -187,10 +187,13 @@ class Supervisor:
                 if p.spec.start_phase <= self._start_phase and p.state is not State.WAITING
             ):
                 self._advance_start()
-            if self._on_ready is not None and all(p.state is State.SERVING for p in self._processes):
-                self._say(f"ready in {time.monotonic() - self._began:.1f} s")
-                on_ready, self._on_ready = self._on_ready, None
-                on_ready()
+            if self._on_serving is not None:
+                complete = all(p.state is State.SERVING for p in self._processes)
+                on_serving = self._on_serving
+                if complete:
+                    self._say(f"ready in {time.monotonic() - self._began:.1f} s")
+                    self._on_serving = None
+                on_serving(process.spec.name, complete)
         if not data:
             self._selector.unregister(descriptor)
             os.close(descriptor)
