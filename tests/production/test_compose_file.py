@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections import Counter
 from pathlib import Path
@@ -168,6 +169,20 @@ def test_processes_are_registered_with_the_address_of_their_node(project: Projec
         assert host in {str(name.value) for name in names}, "the control plane's certificate has the name"
         for node in {each.node for each in project.processes() if each.process == "control"}:
             assert host in project.content["services"][node]["networks"]["plexus"]["aliases"]
+
+
+def test_the_engine_gives_no_one_an_address_that_the_file_gives(project: Project) -> None:
+    (pool,) = project.content["networks"]["plexus"]["ipam"]["config"]
+    fixed = [
+        ipaddress.ip_address(network["ipv4_address"])
+        for service in project.services.values()
+        for network in (service.content.get("networks") or {}).values()
+        if network and network.get("ipv4_address")
+    ]
+    assert len(fixed) == len(set(fixed)) == 3
+    for address in fixed:
+        assert address in ipaddress.ip_network(pool["subnet"])
+        assert address not in ipaddress.ip_network(pool["ip_range"])
 
 
 def test_mounted_files_are_in_the_checkout(project: Project) -> None:
