@@ -85,8 +85,17 @@ def subscriptions(found: Sequence[dict[str, Any]]) -> None:
 def stats(rows: Sequence[dict[str, Any]]) -> None:
     """Print subscriptions with counts."""
     headings = ("SUBSCRIPTION", "TOPIC", "READY", "LEASED", "DELAYED", "DEAD", "OLDEST")
-    names = ("subscription", "topic", "ready", "leased", "delayed", "dead")
-    show(headings, [[*(row[name] for name in names), time(row, "oldestTime")] for row in rows])
+    show(
+        headings,
+        [
+            (
+                *(row["subscription"], row["topic"]),
+                ("≤ " if int(row.get("unexamined", 0)) else "") + str(row["ready"]),
+                *(row["leased"], row["delayed"], row["dead"], time(row, "oldestTime")),
+            )
+            for row in rows
+        ],
+    )
 
 
 def deliveries(messages: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
@@ -123,15 +124,19 @@ def topic_to(topic: Topic) -> queueing_pb2.Topic:
     )
 
 
-def retry_from(retry: queueing_pb2.RetryPolicy) -> RetryPolicy:
-    """The domain's policy, with its defaults for what is absent."""
+def retry_from(retry: queueing_pb2.RetryPolicy, owner: str = "subscription") -> RetryPolicy:
+    """The domain's policy, with its defaults for what is absent; an error names the field of its owner."""
     default = RetryPolicy()
-    return RetryPolicy(
-        backoff=_BACKOFFS.get(retry.backoff, Backoff.EXPONENTIAL),
-        minimum_s=seconds(retry.minimum) if retry.HasField("minimum") else default.minimum_s,
-        maximum_s=seconds(retry.maximum) if retry.HasField("maximum") else default.maximum_s,
-        max_attempts=retry.max_attempts or default.max_attempts,
-    )
+    try:
+        return RetryPolicy(
+            backoff=_BACKOFFS.get(retry.backoff, Backoff.EXPONENTIAL),
+            minimum_s=seconds(retry.minimum) if retry.HasField("minimum") else default.minimum_s,
+            maximum_s=seconds(retry.maximum) if retry.HasField("maximum") else default.maximum_s,
+            max_attempts=retry.max_attempts or default.max_attempts,
+        )
+    except InvalidArgumentError as error:
+        violations = [replace(v, field=v.field.replace("subscription", owner)) for v in error.violations]
+        raise InvalidArgumentError(error.message, violations=violations) from error
 
 
 def retry_to(retry: RetryPolicy) -> queueing_pb2.RetryPolicy:
@@ -181,8 +186,14 @@ def subscription_to(subscription: Subscription) -> queueing_pb2.Subscription:
     )
 
 
-def message_from(message: queueing_pb2.Message, trace: dict[str, str]) -> Message:
-    """The domain's message; `trace` is the context of the call, used unless the message brings its own."""
+def message_from(message: queueing_pb2.Message, trace: dict[str, str], field: str) -> Message:
+    """The domain's message.
+
+    Args:
+        message: The proto's.
+        trace: The context of the call, used unless the message brings its own.
+        field: Where in the request it is, for errors.
+    """
     return Message(
         data=message.data,
         attributes={**trace, **message.attributes},
@@ -192,7 +203,7 @@ def message_from(message: queueing_pb2.Message, trace: dict[str, str]) -> Messag
         priority=_PRIORITIES.get(message.priority, Priority.NORMAL),
         ttl_s=seconds(message.ttl),
         correlation_id=message.correlation_id,
-        retry=retry_from(message.retry) if message.HasField("retry") else None,
+        retry=retry_from(message.retry, field) if message.HasField("retry") else None,
     )
 
 
@@ -315,6 +326,7 @@ def stats_to(stats: Stats) -> queueing_pb2.Stats:
         delayed=stats.delayed,
         dead=stats.dead,
         oldest_time=present_to(stats.oldest),
+        unexamined=stats.unexamined,
     )
 
 

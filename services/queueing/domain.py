@@ -135,13 +135,24 @@ class Redrive:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts of a subscription; `oldest` is when the oldest of its messages was published, 0 without any."""
+    """Counts of a subscription.
+
+    Attributes:
+        ready: May be handed out; at most, while some are unexamined.
+        leased: With a consumer.
+        delayed: Wait for their time.
+        dead: Given up.
+        oldest: When the oldest of its messages was published, seconds since 1970; 0 without any.
+        unexamined: How many of the ready ones were not compared yet with the subscription's filter, or with
+            the time that Seek set it to.
+    """
 
     ready: int
     leased: int
     delayed: int
     dead: int
     oldest: float = 0.0
+    unexamined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +314,11 @@ class Broker(Protocol):
         ...
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
-        """Publish all or none; returns their ids."""
+        """Publish messages; returns their ids.
+
+        All are checked before any is stored. A failure to store them leaves none, if the broker has
+        transactions; else any of them may be there, and with deduplication ids a repetition stores each once.
+        """
         ...
 
     async def pull(

@@ -23,6 +23,8 @@ MAX_TTL_S = 31 * DAY_S
 MAX_RETENTION_S = 366 * DAY_S
 MAX_SNAPSHOT_S = 7 * DAY_S
 MIN_SNAPSHOT_S = 3600.0
+MAX_SOUGHT = 16
+"""Times that are remembered of one subscription, each before the last; forgetting one delivers too much."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 
 
@@ -146,6 +148,8 @@ class Subscription:
             connection is lost right after.
         labels: For its owner's bookkeeping.
         detached: Whether it was cut off from its topic: it gets and gives nothing more.
+        sought: Pairs of times, seconds since 1970: what was published before the first and held at the second
+            is over, since Seek passed over it. Only for brokers that cannot look into their queues.
         created: Seconds since 1970.
     """
 
@@ -161,6 +165,7 @@ class Subscription:
     exactly_once: bool = False
     labels: dict[str, str] = field(default_factory=dict)
     detached: bool = False
+    sought: tuple[tuple[float, float], ...] = ()
     created: float = 0.0
 
     def __post_init__(self) -> None:
@@ -184,7 +189,16 @@ class Subscription:
 
     def settings(self) -> Subscription:
         """Itself without what the service adds."""
-        return replace(self, created=0.0, detached=False)
+        return replace(self, created=0.0, detached=False, sought=())
+
+    def passing_over(self, published_before: float, now: float) -> Subscription:
+        """Itself, done with what it holds now and was published before a time."""
+        older = tuple(pair for pair in self.sought if pair[0] > published_before)
+        return replace(self, sought=(*older, (published_before, now))[-MAX_SOUGHT:])
+
+    def is_past(self, published: float, entered: float) -> bool:
+        """Whether Seek has passed over a message that it got at a time."""
+        return any(published < before and entered <= at for before, at in self.sought)
 
     def check_change(self, wanted: Subscription) -> None:
         """Apply the rules of UpdateSubscription.

@@ -146,7 +146,10 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
     ) -> list[str]:
         trace: dict[str, str] = {}
         _TRACE.inject(trace)
-        messages = [convert.message_from(message, trace) for message in request.messages]
+        messages = [
+            convert.message_from(message, trace, f"messages[{position}]")
+            for position, message in enumerate(request.messages)
+        ]
         return await self._broker.publish(request.topic, messages)
 
     async def StreamingPublish(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.queueing.domain import Message, Redrive, Refusal, Where
+from services.queueing.domain import Events, Message, Redrive, Refusal, Where
 from services.queueing.resources import Backoff, RetryPolicy, Subscription, Topic
 from services.runtime.errors import (
     AlreadyExistsError,
@@ -249,6 +249,19 @@ class BrokerContract(FlowContract, KeepingContract):
         with pytest.raises(InvalidArgumentError):
             await broker.publish("jobs", [Message(b"good"), message])
         assert await pull(broker) == []
+
+    async def test_a_batch_that_is_refused_leaves_nothing_behind(self, broker: Broker) -> None:
+        await broker.create_topic(Topic("audit", log=True))
+        await subscribe(broker, topic="audit")
+        good = [Message(b"a"), Message(b"b", delay_s=60), Message(b"c", dedup_id="c")]
+        with pytest.raises(InvalidArgumentError) as caught:
+            await broker.publish("audit", [*good, Message(b"", ttl_s=-1)])
+        assert [violation.field for violation in caught.value.violations] == ["messages[3].ttl"]
+        stats = await broker.stats("work")
+        assert (stats.ready, stats.delayed) == (0, 0)
+        assert await broker.list_events("audit", Events(), limit=1) == []
+        await broker.publish("audit", good)  # its deduplication id was not taken either
+        assert await settled(broker, ready=2)
 
     async def test_concurrent_consumers_never_share_a_message(self, broker: Broker) -> None:
         await subscribe(broker)

@@ -85,6 +85,13 @@ class FlowContract:
         await publish(broker, "none")
         assert bodies(await pull(broker)) == ["a", "bc"]
 
+    async def test_what_a_filter_keeps_away_is_not_counted(self, broker: Broker) -> None:
+        await subscribe(broker, filter="attributes:wanted")
+        for number in range(30):
+            await publish(broker, str(number), attributes={"wanted": ""} if number % 3 == 0 else {})
+        assert await settled(broker, ready=10)
+        assert (await broker.stats("work")).unexamined == 0
+
     async def test_a_pattern_follows_topics_made_before_and_after_it(self, broker: Broker) -> None:
         await broker.create_topic(Topic("orders.eu.created"))
         await broker.create_subscription(Subscription("all", "orders.*.created"))

@@ -14,7 +14,7 @@ from services.runtime.errors import (
     FailedPreconditionError,
     NotFoundError,
 )
-from tests.contracts.broker_steps import AT_ONCE, arriving, bodies, publish, pull, subscribe
+from tests.contracts.broker_steps import AT_ONCE, arriving, bodies, publish, pull, settled, subscribe
 
 if TYPE_CHECKING:
     from services.queueing.domain import Broker
@@ -166,6 +166,48 @@ class KeepingContract:
             await broker.seek("work", Position(sequence=1))
         await broker.seek("work", Position(time=time.time() + 1))
         assert await pull(broker) == []
+
+    async def test_seek_to_a_past_time_without_a_log_is_done_with_what_is_older_and_nothing_else(
+        self, broker: Broker
+    ) -> None:
+        await subscribe(broker)
+        await publish(broker, "settled", "old", "leased")
+        settled_one, _, held_old = await pull(broker, count=3)
+        await broker.acknowledge("work", [settled_one.ack_id])
+        await publish(broker, "delayed", delay_s=3600)
+        then = time.time()
+        await publish(broker, "new", "held")
+        fresh, held = await pull(broker, wait_s=10, count=2), []
+        while len(fresh) < 2:
+            fresh += await pull(broker, wait_s=10)
+        held = [delivery for delivery in fresh if delivery.data == b"held"]
+        await broker.extend("work", [(d.ack_id, 0.0) for d in fresh if d.data == b"new"])
+        await broker.seek("work", Position(time=then))
+        assert await broker.acknowledge("work", [held_old.ack_id, held[0].ack_id]) == [held_old.ack_id]
+        assert (await broker.stats("work")).delayed == 0
+        assert await settled(broker, ready=1)
+        await broker.seek("work", Position(time=1))  # brings nothing back
+        await publish(broker, "newer")
+        assert await arriving(broker, count=2) == ["new", "newer"]
+
+    async def test_what_is_delivered_again_after_a_seek_is_not_over(self, broker: Broker) -> None:
+        await subscribe(broker)
+        await publish(broker, "again")
+        (delivery,) = await pull(broker)
+        await broker.nack("work", [Refusal(delivery.ack_id, dead=True)])
+        await broker.seek("work", Position(time=time.time()))
+        assert await broker.redrive("work", Where(), Redrive()) == 1
+        assert await arriving(broker, count=1) == ["again"]
+
+    async def test_a_key_goes_on_behind_what_a_seek_is_done_with(self, broker: Broker) -> None:
+        await subscribe(broker, ordered=True)
+        await publish(broker, "0", "1", ordering_key="k")
+        assert bodies(await pull(broker, wait_s=10)) == ["0"]
+        then = time.time()
+        await publish(broker, "2", "3", ordering_key="k")
+        await settled(broker, ready=3)
+        await broker.seek("work", Position(time=then))
+        assert bodies(await pull(broker, wait_s=10)) == ["2"]
 
     async def test_a_topic_without_a_log_has_no_events(self, broker: Broker) -> None:
         with pytest.raises(FailedPreconditionError):

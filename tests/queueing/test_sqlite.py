@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,6 +78,41 @@ async def test_no_acknowledged_message_is_lost_by_a_kill(tmp_path: Path) -> None
             stored += bodies(found)
     assert set(confirmed) <= set(stored)
     assert len(stored) == len(set(stored))
+
+
+_BATCHES = """
+import asyncio, sys
+from pathlib import Path
+from services.queueing.backends.sqlite import SqliteBroker
+from services.queueing.domain import Message
+
+async def main():
+    async with SqliteBroker(Path(sys.argv[1])) as broker:
+        async def produce(lane):
+            number = 0
+            while True:
+                body = f"{lane}-{number}"
+                await broker.publish("jobs", [Message(body.encode())] * 40)
+                print(body, flush=True)
+                number += 1
+        await asyncio.gather(*(produce(lane) for lane in range(4)))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_batch_is_stored_whole_or_not_at_all_by_who_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "queue.sqlite"
+    async with SqliteBroker(file) as broker:
+        await broker.create_topic(Topic("jobs"))
+        await broker.create_subscription(Subscription("work", "jobs"))
+    confirmed = await asyncio.to_thread(killed_writer, _BATCHES, file, 40)
+    async with SqliteBroker(file) as broker:
+        stored: Counter[str] = Counter()
+        while found := await pull(broker, count=1000):
+            stored.update(bodies(found))
+    assert set(confirmed) <= set(stored)
+    assert set(stored.values()) == {40}
 
 
 async def test_a_file_of_the_first_version_keeps_everything(tmp_path: Path) -> None:

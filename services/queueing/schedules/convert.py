@@ -124,7 +124,7 @@ def definition_from(message: schedules_pb2.Schedule, anchor: datetime) -> Defini
     return Definition(
         timing=timing_from(message, anchor),
         topic=message.topic,
-        message=convert.message_from(message.message, {}),
+        message=convert.message_from(message.message, {}, "schedule.message"),
         missed_runs=_MISSED.get(message.missed_runs, MissedRuns.ONCE),
         max_missed_runs=message.max_missed_runs or _MAX_MISSED_RUNS,
         max_firings=message.max_firings,

@@ -892,14 +892,20 @@ class Stats(_message.Message):
     DELAYED_FIELD_NUMBER: _builtins.int
     DEAD_FIELD_NUMBER: _builtins.int
     OLDEST_TIME_FIELD_NUMBER: _builtins.int
+    UNEXAMINED_FIELD_NUMBER: _builtins.int
     ready: _builtins.int
-    """Ready to be delivered."""
+    """Ready to be delivered; at most, while `unexamined` is not 0."""
     leased: _builtins.int
     """With a consumer."""
     delayed: _builtins.int
     """Waiting for their time."""
     dead: _builtins.int
     """Given up."""
+    unexamined: _builtins.int
+    """How many of the ready ones wait in RabbitMQ and were not compared yet with the subscription's filter, or with the time that
+    Seek set it to, so that some of them may never be delivered. The first thousand that pass have been compared. Always 0
+    with neither, and on SQLite.
+    """
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
         """When the oldest message that it holds was published. Absent without any."""
@@ -912,10 +918,11 @@ class Stats(_message.Message):
         delayed: _builtins.int = ...,
         dead: _builtins.int = ...,
         oldest_time: _timestamp_pb2.Timestamp | None = ...,
+        unexamined: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_time", b"oldest_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead", b"dead", "delayed", b"delayed", "leased", b"leased", "oldest_time", b"oldest_time", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead", b"dead", "delayed", b"delayed", "leased", b"leased", "oldest_time", b"oldest_time", "ready", b"ready", "unexamined", b"unexamined"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

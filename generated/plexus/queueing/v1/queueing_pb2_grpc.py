@@ -288,7 +288,10 @@ class QueueingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request, context):
-        """Publish messages, all or none; durable when answered.
+        """Publish messages; durable when answered. A batch is checked as a whole before any of it is stored: one message over a
+        bound refuses all. On SQLite it is stored in one transaction, all or none. On RabbitMQ UNAVAILABLE, RESOURCE_EXHAUSTED,
+        DEADLINE_EXCEEDED and CANCELLED leave open which of its messages are there; published again with the same deduplication
+        ids, each is stored once.
         Errors: NOT_FOUND for the topic, INVALID_ARGUMENT for a message over a bound, RESOURCE_EXHAUSTED for a full disk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -297,7 +300,7 @@ class QueueingServiceServicer:
 
     def StreamingPublish(self, request_iterator, context):
         """Publish without waiting for each answer: requests are answered in order, as they become durable. At most 256 are taken
-        ahead of the answers.
+        ahead of the answers. Each request is a batch of its own, as in Publish.
         Errors: those of Publish; the first failed request ends the stream, with those before it answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

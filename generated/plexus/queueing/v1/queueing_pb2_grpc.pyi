@@ -58,12 +58,15 @@ class QueueingServiceStub:
     Errors: NOT_FOUND.
     """
     Publish: _aio.UnaryUnaryMultiCallable[_queueing_pb2.PublishRequest, _queueing_pb2.PublishResponse]
-    """Publish messages, all or none; durable when answered.
+    """Publish messages; durable when answered. A batch is checked as a whole before any of it is stored: one message over a
+    bound refuses all. On SQLite it is stored in one transaction, all or none. On RabbitMQ UNAVAILABLE, RESOURCE_EXHAUSTED,
+    DEADLINE_EXCEEDED and CANCELLED leave open which of its messages are there; published again with the same deduplication
+    ids, each is stored once.
     Errors: NOT_FOUND for the topic, INVALID_ARGUMENT for a message over a bound, RESOURCE_EXHAUSTED for a full disk.
     """
     StreamingPublish: _aio.StreamStreamMultiCallable[_queueing_pb2.StreamingPublishRequest, _queueing_pb2.StreamingPublishResponse]
     """Publish without waiting for each answer: requests are answered in order, as they become durable. At most 256 are taken
-    ahead of the answers.
+    ahead of the answers. Each request is a batch of its own, as in Publish.
     Errors: those of Publish; the first failed request ends the stream, with those before it answered.
     """
     Call: _aio.UnaryStreamMultiCallable[_queueing_pb2.CallRequest, _queueing_pb2.CallResponse]
@@ -271,7 +274,10 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _queueing_pb2.PublishRequest,
         context: _aio.ServicerContext[_queueing_pb2.PublishRequest, _abc.Awaitable[_queueing_pb2.PublishResponse]],
     ) -> _abc.Awaitable[_queueing_pb2.PublishResponse]:
-        """Publish messages, all or none; durable when answered.
+        """Publish messages; durable when answered. A batch is checked as a whole before any of it is stored: one message over a
+        bound refuses all. On SQLite it is stored in one transaction, all or none. On RabbitMQ UNAVAILABLE, RESOURCE_EXHAUSTED,
+        DEADLINE_EXCEEDED and CANCELLED leave open which of its messages are there; published again with the same deduplication
+        ids, each is stored once.
         Errors: NOT_FOUND for the topic, INVALID_ARGUMENT for a message over a bound, RESOURCE_EXHAUSTED for a full disk.
         """
 
@@ -282,7 +288,7 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_abc.AsyncIterator[_queueing_pb2.StreamingPublishRequest], _abc.AsyncIterator[_queueing_pb2.StreamingPublishResponse]],
     ) -> _abc.AsyncIterator[_queueing_pb2.StreamingPublishResponse]:
         """Publish without waiting for each answer: requests are answered in order, as they become durable. At most 256 are taken
-        ahead of the answers.
+        ahead of the answers. Each request is a batch of its own, as in Publish.
         Errors: those of Publish; the first failed request ends the stream, with those before it answered.
         """
 

@@ -202,7 +202,7 @@ class RabbitBroker:
             await self._consuming.drop(changed.name)
             await self._queues.purge(changed, detach=True)
             await self._state.drop_deferred(changed.name)
-        self._consuming.change(changed)
+        await self._consuming.change(changed)
         return changed
 
     async def list_subscriptions(self, *, topic: str = "", limit: int, after: str = "") -> list[Subscription]:
@@ -296,7 +296,9 @@ class RabbitBroker:
         here, leased, waiting = await self._consuming.counts(subscription)
         delayed = await self._state.deferred(subscription)
         dead = (await self._state.dead_letter_stats(subscription)).total
-        return Stats(ready + here, leased, delayed + waiting, dead)
+        # The window drops what is not for the subscription; the queues have what it has not come to.
+        unexamined = ready if found.filter or found.sought else 0
+        return Stats(ready + here, leased, delayed + waiting, dead, unexamined=unexamined)
 
     # Dead letters.
 
@@ -341,7 +343,11 @@ class RabbitBroker:
         return len(wanted)
 
     async def seek(self, subscription: str, position: Position) -> None:
-        """See Broker; without a log only to now or later, since RabbitMQ's queues are not looked into."""
+        """See Broker.
+
+        RabbitMQ's queues are not looked into: without a log, it is written down what is over, and that is
+        dropped when it is consumed.
+        """
         found = await self._state.attached(subscription)
         if position.snapshot:
             await self._restore(position.snapshot, found)
@@ -353,10 +359,8 @@ class RabbitBroker:
                     f"topic {found.topic!r} keeps no log", reason="TOPIC_HAS_NO_LOG"
                 )
             if position.time < time.time():
-                raise UnimplementedError(
-                    "on RabbitMQ a subscription without a log is set to now or later only",
-                    reason="SEEK_NEEDS_LOG",
-                )
+                await self._consuming.pass_over(await self._state.pass_over(subscription, position.time))
+                return
         await self._empty(found)
         if topic is not None and topic.log:
             wanted = Events(after=position.time or 0.0, from_sequence=position.sequence or 0)

@@ -138,11 +138,22 @@ class Consuming:
             if window is not None:
                 await window.close()
 
-    def change(self, subscription: Subscription) -> None:
-        """Use other settings from now on."""
+    async def change(self, subscription: Subscription) -> None:
+        """Use other settings from now on; other replicas follow."""
         window = self._windows.get(subscription.name)
         if window is not None:
-            window.subscription = subscription
+            await window.change(subscription)
+
+    async def pass_over(self, subscription: Subscription) -> None:
+        """Be done, at every replica, with what Seek has passed over.
+
+        Raises:
+            UnavailableError: A replica did not answer; it follows later.
+        """
+        await self.change(subscription)
+        for answer in await self._ask_all({"what": "follow", "subscription": subscription.name}):
+            if isinstance(answer, PlexusError):
+                raise answer
 
     async def _tend(self) -> None:
         """Follow what other replicas change, and give back what nobody asks for, for ever."""
@@ -166,7 +177,7 @@ class Consuming:
 
     async def _look_after(self, name: str, window: Window) -> None:
         try:
-            window.subscription = await self._state.attached(name)
+            await window.change(await self._state.attached(name))
         except (NotFoundError, FailedPreconditionError):
             await self.drop(name)
             return
@@ -337,6 +348,10 @@ class Consuming:
             if window is not None:
                 await (window.clear() if what == "clear" else window.settle())
             return {"there": window is not None}
+        if what == "follow":
+            await self._state.fresh()
+            await self.change(await self._state.attached(name))
+            return {}
         if what == "here":
             return {}
         raise InvalidArgumentError(f"a replica asks for {what!r}", reason="REPLICA_QUESTION_UNKNOWN")

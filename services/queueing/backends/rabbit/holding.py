@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from services.queueing.domain import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from aio_pika.abc import AbstractIncomingMessage
 
@@ -199,6 +199,30 @@ class Holding:
         entries += [held for held, _ in self._leases.values()]
         entries += behind
         return entries
+
+    def remove(self, over: Callable[[Held], bool], now: float) -> Sequence[Held]:
+        """Forget messages of which this is true, and give them; those behind them of their key may go out."""
+        gone = [held for held in self.entries() if over(held)]
+        numbers = {held.number for held in gone}
+        self._ready = [item for item in self._ready if item[1] not in numbers]
+        self._waiting = [item for item in self._waiting if item[1] not in numbers]
+        heapq.heapify(self._ready)
+        heapq.heapify(self._waiting)
+        self._mortal = sum(bool(held.carried.expires) for _, _, held in self._ready)
+        self._leases = {
+            token: lease for token, lease in self._leases.items() if lease[0].number not in numbers
+        }
+        self.present.difference_update(held.identity for held in gone)
+        for key, line in list(self._keys.items()):
+            left = deque(held for held in line if held.number not in numbers)
+            self._behind -= max(0, len(line) - 1) - max(0, len(left) - 1)
+            if not left:
+                del self._keys[key]
+                continue
+            self._keys[key] = left
+            if left[0] is not line[0]:
+                self.make_ready(left[0], now)
+        return gone
 
     def clear(self) -> Sequence[Held]:
         """Forget everything, and give it."""

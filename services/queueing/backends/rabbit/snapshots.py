@@ -83,7 +83,9 @@ class Snapshots:
         await self._state.begin_snapshot(Kept(begun, stream))
         try:
             await self._declare(begun, stream)
-            captured = await self._capture(subscription, held)
+            captured = [
+                carried for carried in await self._capture(subscription, held) if carried.wanted(subscription)
+            ]
             oldest = min((carried.stored.published for carried in captured), default=0.0)
             made = snapshot_of(name, subscription, labels, oldest=oldest, now=now)
             for start in range(0, len(captured), MAX_BATCH):

@@ -136,6 +136,10 @@ class State(Protocol):
         """Replace a subscription's settings."""
         ...
 
+    async def pass_over(self, name: str, published_before: float) -> Subscription:
+        """Be done with what a subscription holds now and was published before a time, seconds since 1970."""
+        ...
+
     async def delete_subscription(self, name: str) -> None:
         """Delete a subscription with its deferred messages and dead letters."""
         ...

@@ -316,7 +316,7 @@ class Window:
             self._must_ask(held)
             or held.identity in self._seen
             or held.identity in self._held.present
-            or not self.subscription.wants(held.carried.stored.attributes)
+            or not held.carried.wanted(self.subscription)
         )
 
     def _must_ask(self, held: Held) -> bool:
@@ -365,7 +365,7 @@ class Window:
         for held in some:
             again = held.identity in holding.present
             seen = held.identity in self._seen and not held.incoming.redelivered
-            wanted = self.subscription.wants(held.carried.stored.attributes)
+            wanted = held.carried.wanted(self.subscription)
             if again or seen or not wanted or held.number in over:
                 dropped.append(held)
             elif holding is self._held:
@@ -633,6 +633,15 @@ class Window:
     def messages(self) -> list[Carried]:
         """Everything that is held, in the order in which it came."""
         return [held.carried for held in sorted(self._held.entries())]
+
+    async def change(self, subscription: Subscription) -> None:
+        """Use other settings from now on, and be done with what Seek has passed over."""
+        before, self.subscription = self.subscription.sought, subscription
+        if subscription.sought != before:
+            holding = self._held
+            past = holding.remove(lambda held: not held.carried.wanted(subscription), time.time())
+            await self._tell(holding, past)
+            self._wake()
 
     async def clear(self) -> None:
         """Be done with everything that is held."""

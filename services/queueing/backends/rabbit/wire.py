@@ -15,6 +15,8 @@ from services.runtime.errors import PlexusError
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
+    from services.queueing.resources import Subscription
+
 HEADER = "plexus"
 MARKER = "plexus-marker"
 AGAIN = "plexus-again"
@@ -33,6 +35,7 @@ class Carried:
         expires: When it has waited too long, seconds since 1970; 0 is never.
         copy: Tells deliveries that are meant apart from those that a retry made.
         once: It was published with a deduplication id: doubles are not handed out.
+        made: When this copy of it was, seconds since 1970; 0 is when it was published.
     """
 
     stored: Stored
@@ -42,6 +45,13 @@ class Carried:
     expires: float = 0.0
     copy: str = ""
     once: bool = False
+    made: float = 0.0
+
+    def wanted(self, subscription: Subscription) -> bool:
+        """Whether it is for a subscription: its filter lets it through, and Seek has not passed over it."""
+        if subscription.sought and subscription.is_past(self.stored.published, self.made):
+            return False
+        return subscription.wants(self.stored.attributes)
 
 
 def fresh(topic: str, message: Message, message_id: str, now: float) -> Carried:
@@ -62,7 +72,7 @@ def fresh(topic: str, message: Message, message_id: str, now: float) -> Carried:
 
 def again(carried: Carried) -> Carried:
     """A further delivery of a message, from the beginning."""
-    return Carried(carried.stored, carried.retry, copy=uuid.uuid4().hex, once=carried.once)
+    return Carried(carried.stored, carried.retry, copy=uuid.uuid4().hex, once=carried.once, made=time.time())
 
 
 def head(carried: Carried) -> str:
@@ -81,6 +91,7 @@ def head(carried: Carried) -> str:
         "expires": carried.expires,
         "copy": carried.copy,
         "once": carried.once,
+        "made": carried.made,
     }
     return json.dumps({key: value for key, value in said.items() if value})
 
@@ -133,4 +144,5 @@ def from_head(text: str, message_id: str, data: bytes, *, topic: str = "") -> Ca
         expires=said.get("expires", 0.0),
         copy=said.get("copy", ""),
         once=said.get("once", False),
+        made=said.get("made", 0.0),
     )

@@ -195,7 +195,7 @@ def _topic(row: tuple[Any, ...]) -> Topic:
 
 def _subscription_settings(subscription: Subscription) -> str:
     settings = asdict(subscription)
-    return json.dumps({key: settings[key] for key in settings if key not in _IN_COLUMNS})
+    return json.dumps({key: settings[key] for key in settings if settings[key] and key not in _IN_COLUMNS})
 
 
 def _subscription(row: tuple[Any, ...]) -> Subscription:

@@ -210,10 +210,30 @@ class Catalogue:
             present.check_change(subscription)
             if subscription.dead_letter_topic not in {"", present.dead_letter_topic}:
                 await self.read_topic(connection, subscription.dead_letter_topic)
-            changed = replace(subscription, created=present.created)
-            await connection.execute(
-                update(SUBSCRIPTIONS).where(SUBSCRIPTIONS.c.name == changed.name).values(_columns(changed))
-            )
+            changed = replace(subscription, created=present.created, sought=present.sought)
+            await self._write(connection, changed)
+            return changed
+
+        return await self.change(job)
+
+    @staticmethod
+    async def _write(connection: AsyncConnection, subscription: Subscription) -> None:
+        rows = update(SUBSCRIPTIONS).where(SUBSCRIPTIONS.c.name == subscription.name)
+        await connection.execute(rows.values(_columns(subscription)))
+
+    async def pass_over(
+        self,
+        name: str,
+        published_before: float,
+        also: Callable[[AsyncConnection, Subscription], Awaitable[None]],
+    ) -> Subscription:
+        """Note what Seek passes over and, in the same transaction, do what follows from it."""
+
+        async def job(connection: AsyncConnection) -> Subscription:
+            present = attached(await self.read_subscription(connection, name))
+            changed = present.passing_over(published_before, time.time())
+            await self._write(connection, changed)
+            await also(connection, changed)
             return changed
 
         return await self.change(job)
@@ -255,7 +275,8 @@ def attached(subscription: Subscription) -> Subscription:
 
 def _settings(resource: Topic | Subscription, apart: set[str]) -> str:
     settings = asdict(resource)
-    return json.dumps({key: settings[key] for key in settings if key not in apart})
+    # What is not set is not written: so a replica of the version before reads what does not use a new field.
+    return json.dumps({key: settings[key] for key in settings if settings[key] and key not in apart})
 
 
 def _topic_settings(topic: Topic) -> str:
@@ -280,4 +301,7 @@ def _subscription(row: Row[Any]) -> Subscription:
     settings = json.loads(row.settings)
     retry = settings.pop("retry")
     policy = RetryPolicy(**{**retry, "backoff": Backoff(retry["backoff"])})
-    return Subscription(name=row.name, topic=row.topic, created=row.created, retry=policy, **settings)
+    sought = tuple((before, at) for before, at in settings.pop("sought", ()))
+    return Subscription(
+        name=row.name, topic=row.topic, created=row.created, retry=policy, sought=sought, **settings
+    )

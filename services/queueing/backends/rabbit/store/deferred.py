@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from services.queueing.resources import Subscription
     from services.queueing.state import Database
+
+
+_SOME = 1000
 
 
 class Deferred:
@@ -102,6 +106,24 @@ class Deferred:
         async with self._database.reading() as connection:
             rows = await connection.execute(query.order_by(DEFERRED.c.due, DEFERRED.c.id).limit(limit))
             return [_deferral(row).carried for row in rows]
+
+    @staticmethod
+    async def drop_past(connection: AsyncConnection, subscription: Subscription) -> None:
+        """Forget what Seek has passed over."""
+        after, table = 0, DEFERRED.c
+        query = select(table.id, table.message_id, table.head).where(table.subscription == subscription.name)
+        while True:
+            rows = (
+                await connection.execute(query.where(table.id > after).order_by(table.id).limit(_SOME))
+            ).all()
+            past = [
+                row.id for row in rows if not from_head(row.head, row.message_id, b"").wanted(subscription)
+            ]
+            if past:
+                await _forget(connection, past)
+            if len(rows) < _SOME:
+                return
+            after = rows[-1].id
 
     @staticmethod
     async def drop(connection: AsyncConnection, subscription: str) -> None:

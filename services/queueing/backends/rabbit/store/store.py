@@ -125,6 +125,14 @@ class SqlState:
         """See State."""
         return await self._catalogue.update_subscription(subscription)
 
+    async def pass_over(self, name: str, published_before: float) -> Subscription:
+        """See State."""
+
+        async def also(connection: AsyncConnection, subscription: Subscription) -> None:
+            await self._deferred.drop_past(connection, subscription)
+
+        return await self._catalogue.pass_over(name, published_before, also)
+
     async def delete_subscription(self, name: str) -> None:
         """See State."""
 
