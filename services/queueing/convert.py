@@ -79,7 +79,15 @@ _PRIORITIES = {
 }
 _PRIORITIES_TO = {priority: number for number, priority in _PRIORITIES.items()}
 TOPIC_MUTABLE = ("log", "retention", "retention_bytes", "labels")
-SUBSCRIPTION_MUTABLE = ("ack_deadline", "retry", "dead_letter_topic", "ttl", "exactly_once", "labels")
+SUBSCRIPTION_MUTABLE = (
+    "ack_deadline",
+    "retry",
+    "dead_letter_topic",
+    "ttl",
+    "exactly_once",
+    "retain_acked",
+    "labels",
+)
 SNAPSHOT_MUTABLE = ("expire_time", "labels")
 
 
@@ -162,6 +170,7 @@ def subscription_from(message: queueing_pb2.Subscription) -> Subscription:
         ttl_s=seconds(message.ttl),
         exclusive=message.exclusive,
         exactly_once=message.exactly_once,
+        retain_acked=message.retain_acked,
         labels=dict(message.labels),
         detached=message.detached,
     )
@@ -181,6 +190,7 @@ def subscription_to(subscription: Subscription) -> queueing_pb2.Subscription:
         ttl=duration_to(subscription.ttl_s) if subscription.ttl_s else None,
         exclusive=subscription.exclusive,
         exactly_once=subscription.exactly_once,
+        retain_acked=subscription.retain_acked,
         labels=subscription.labels,
         detached=subscription.detached,
     )

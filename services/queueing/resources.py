@@ -129,6 +129,10 @@ class Topic:
             raise InvalidArgumentError("must not be negative", field="topic.retention_bytes")
         check_labels(self.labels, "topic.labels")
 
+    def retains_for(self, subscription: Subscription) -> bool:
+        """Whether its log, rather than what a subscription retains itself, tells what that one had."""
+        return self.log and not (subscription.retain_acked and subscription.ttl_s > self.retention_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
@@ -146,6 +150,7 @@ class Subscription:
         exclusive: Whether only one consumer at a time may stream.
         exactly_once: Whether a message that was acknowledged never comes again, also when the broker's
             connection is lost right after.
+        retain_acked: Whether what it is done with is kept for Seek, until `ttl_s` after it was published.
         labels: For its owner's bookkeeping.
         detached: Whether it was cut off from its topic: it gets and gives nothing more.
         sought: Pairs of times, seconds since 1970: what was published before the first and held at the second
@@ -163,6 +168,7 @@ class Subscription:
     ttl_s: float = 0.0
     exclusive: bool = False
     exactly_once: bool = False
+    retain_acked: bool = False
     labels: dict[str, str] = field(default_factory=dict)
     detached: bool = False
     sought: tuple[tuple[float, float], ...] = ()
@@ -176,6 +182,8 @@ class Subscription:
             raise InvalidArgumentError("must be 1 s to 1 h", field="subscription.ack_deadline")
         if not 0 <= self.ttl_s <= MAX_TTL_S:
             raise InvalidArgumentError("must be 0 to 31 days", field="subscription.ttl")
+        if self.retain_acked and not self.ttl_s:
+            raise InvalidArgumentError("must be set to retain what is acknowledged", field="subscription.ttl")
         check_labels(self.labels, "subscription.labels")
         compiled(self.filter)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,14 +11,11 @@ import pytest
 
 from services.queueing.domain import Events, Message, Position, Redrive, Refusal, Where
 from services.queueing.resources import Subscription, Topic
-from services.runtime.errors import (
-    FailedPreconditionError,
-    NotFoundError,
-)
+from services.runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from tests.contracts.broker_steps import AT_ONCE, arriving, bodies, publish, pull, settled, subscribe
 
 if TYPE_CHECKING:
-    from services.queueing.domain import Broker
+    from services.queueing.domain import Broker, Delivery
 
 
 class KeepingContract:
@@ -208,6 +206,65 @@ class KeepingContract:
         await settled(broker, ready=3)
         await broker.seek("work", Position(time=then))
         assert bodies(await pull(broker, wait_s=10)) == ["2"]
+
+    async def _done(self, broker: Broker, *expected: str) -> None:
+        """Get these and be done with them."""
+        found: list[Delivery] = []
+        async with asyncio.timeout(60):
+            while len(found) < len(expected):
+                found += await pull(broker, wait_s=10)
+        assert bodies(found) == list(expected)
+        assert await broker.acknowledge("work", [delivery.ack_id for delivery in found]) == []
+
+    async def test_what_a_subscription_retains_is_sought_back_by_time(self, broker: Broker) -> None:
+        await subscribe(broker, retain_acked=True, ttl_s=3600, filter="attributes:wanted")
+        await publish(broker, "a", attributes={"wanted": ""})
+        await publish(broker, "other")
+        await self._done(broker, "a")
+        then = time.time()
+        await publish(broker, "b", "c", attributes={"wanted": ""})
+        await self._done(broker, "b", "c")
+        await publish(broker, "d", attributes={"wanted": ""})
+        (held,) = await pull(broker, wait_s=10)
+        for _ in range(2):
+            await broker.seek("work", Position(time=then))
+            assert await broker.acknowledge("work", [held.ack_id]) == [held.ack_id]
+            await self._done(broker, "b", "c", "d")
+            assert await settled(broker, ready=0)
+        await broker.seek("work", Position(time=0))
+        await self._done(broker, "a", "b", "c", "d")
+        await broker.seek("work", Position(time=time.time() + 1))
+        assert await settled(broker, ready=0)
+
+    async def test_what_is_retained_keeps_the_order_of_its_key(self, broker: Broker) -> None:
+        await subscribe(broker, retain_acked=True, ttl_s=3600, ordered=True)
+        await publish(broker, "0", "1", "2", ordering_key="k")
+        for number in range(3):
+            await self._done(broker, str(number))
+        await broker.seek("work", Position(time=0))
+        for number in range(3):
+            await self._done(broker, str(number))
+
+    async def test_what_is_retained_is_forgotten_with_the_wish_and_with_the_subscription(
+        self, broker: Broker
+    ) -> None:
+        made = await subscribe(broker, retain_acked=True, ttl_s=3600)
+        await publish(broker, "a")
+        await self._done(broker, "a")
+        await broker.update_subscription(replace(made, retain_acked=False))
+        await broker.update_subscription(made)
+        await publish(broker, "b")
+        await self._done(broker, "b")
+        await broker.seek("work", Position(time=0))
+        await self._done(broker, "b")
+        await broker.delete_subscription("work")
+        await subscribe(broker, retain_acked=True, ttl_s=3600)
+        await broker.seek("work", Position(time=0))
+        assert await settled(broker, ready=0)
+
+    async def test_to_retain_needs_a_time(self, broker: Broker) -> None:
+        with pytest.raises(InvalidArgumentError):
+            await subscribe(broker, retain_acked=True)
 
     async def test_a_topic_without_a_log_has_no_events(self, broker: Broker) -> None:
         with pytest.raises(FailedPreconditionError):

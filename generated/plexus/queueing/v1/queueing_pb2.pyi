@@ -232,6 +232,7 @@ class Subscription(_message.Message):
     EXCLUSIVE_FIELD_NUMBER: _builtins.int
     DETACHED_FIELD_NUMBER: _builtins.int
     EXACTLY_ONCE_FIELD_NUMBER: _builtins.int
+    RETAIN_ACKED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as a topic's."""
     topic: _builtins.str
@@ -255,6 +256,10 @@ class Subscription(_message.Message):
     exactly_once: _builtins.bool
     """Whether a message whose acknowledgement was confirmed never comes again, also when RabbitMQ lost the acknowledgement. On
     SQLite that is always so. A consumer gets each message from one lease at a time in any case.
+    """
+    retain_acked: _builtins.bool
+    """Whether what it is done with is kept for Seek to a time, until `ttl` after it was published; needs a ttl. On RabbitMQ its
+    ttl cannot change then. What it was done with before this was set is not kept.
     """
     @_builtins.property
     def ack_deadline(self) -> _duration_pb2.Duration:
@@ -292,10 +297,11 @@ class Subscription(_message.Message):
         exclusive: _builtins.bool = ...,
         detached: _builtins.bool = ...,
         exactly_once: _builtins.bool = ...,
+        retain_acked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ack_deadline", b"ack_deadline", "create_time", b"create_time", "retry", b"retry", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_deadline", b"ack_deadline", "create_time", b"create_time", "dead_letter_topic", b"dead_letter_topic", "detached", b"detached", "exactly_once", b"exactly_once", "exclusive", b"exclusive", "filter", b"filter", "labels", b"labels", "name", b"name", "ordered", b"ordered", "retry", b"retry", "topic", b"topic", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_deadline", b"ack_deadline", "create_time", b"create_time", "dead_letter_topic", b"dead_letter_topic", "detached", b"detached", "exactly_once", b"exactly_once", "exclusive", b"exclusive", "filter", b"filter", "labels", b"labels", "name", b"name", "ordered", b"ordered", "retain_acked", b"retain_acked", "retry", b"retry", "topic", b"topic", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

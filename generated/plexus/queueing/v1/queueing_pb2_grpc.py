@@ -264,7 +264,7 @@ class QueueingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSubscription(self, request, context):
-        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, labels.
+        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked, labels.
         Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -434,8 +434,8 @@ class QueueingServiceServicer:
 
     def Seek(self, request, context):
         """Set a subscription to a time or a sequence number: it is done with what came before, and gets again what the log of
-        its topic has from there on. Without a log only what is older than the time is dropped. Set to a snapshot, it holds what
-        the snapshot keeps and nothing else.
+        its topic has from there on, or for a time what it retained itself. Without either only what is older than the time is
+        dropped. Set to a snapshot, it holds what the snapshot keeps and nothing else.
         Errors: NOT_FOUND, INVALID_ARGUMENT also for a snapshot of another topic, FAILED_PRECONDITION for a sequence number
         without a log.
         """

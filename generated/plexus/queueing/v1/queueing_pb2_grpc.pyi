@@ -46,7 +46,7 @@ class QueueingServiceStub:
     Errors: NOT_FOUND.
     """
     UpdateSubscription: _aio.UnaryUnaryMultiCallable[_queueing_pb2.UpdateSubscriptionRequest, _queueing_pb2.Subscription]
-    """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, labels.
+    """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked, labels.
     Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
     """
     ListSubscriptions: _aio.UnaryUnaryMultiCallable[_queueing_pb2.ListSubscriptionsRequest, _queueing_pb2.ListSubscriptionsResponse]
@@ -136,8 +136,8 @@ class QueueingServiceStub:
     """
     Seek: _aio.UnaryUnaryMultiCallable[_queueing_pb2.SeekRequest, _queueing_pb2.SeekResponse]
     """Set a subscription to a time or a sequence number: it is done with what came before, and gets again what the log of
-    its topic has from there on. Without a log only what is older than the time is dropped. Set to a snapshot, it holds what
-    the snapshot keeps and nothing else.
+    its topic has from there on, or for a time what it retained itself. Without either only what is older than the time is
+    dropped. Set to a snapshot, it holds what the snapshot keeps and nothing else.
     Errors: NOT_FOUND, INVALID_ARGUMENT also for a snapshot of another topic, FAILED_PRECONDITION for a sequence number
     without a log.
     """
@@ -244,7 +244,7 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _queueing_pb2.UpdateSubscriptionRequest,
         context: _aio.ServicerContext[_queueing_pb2.UpdateSubscriptionRequest, _abc.Awaitable[_queueing_pb2.Subscription]],
     ) -> _abc.Awaitable[_queueing_pb2.Subscription]:
-        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, labels.
+        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked, labels.
         Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
         """
 
@@ -454,8 +454,8 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_queueing_pb2.SeekRequest, _abc.Awaitable[_queueing_pb2.SeekResponse]],
     ) -> _abc.Awaitable[_queueing_pb2.SeekResponse]:
         """Set a subscription to a time or a sequence number: it is done with what came before, and gets again what the log of
-        its topic has from there on. Without a log only what is older than the time is dropped. Set to a snapshot, it holds what
-        the snapshot keeps and nothing else.
+        its topic has from there on, or for a time what it retained itself. Without either only what is older than the time is
+        dropped. Set to a snapshot, it holds what the snapshot keeps and nothing else.
         Errors: NOT_FOUND, INVALID_ARGUMENT also for a snapshot of another topic, FAILED_PRECONDITION for a sequence number
         without a log.
         """

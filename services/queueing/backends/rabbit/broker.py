@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from services.queueing.backends.rabbit import retained
 from services.queueing.backends.rabbit.consuming import Consuming
 from services.queueing.backends.rabbit.link import Link, end
 from services.queueing.backends.rabbit.logs import ALL, Logs, event
@@ -197,7 +198,13 @@ class RabbitBroker:
     async def update_subscription(self, subscription: Subscription) -> Subscription:
         """See Broker."""
         present = await self.get_subscription(subscription.name)
+        retained.check_change(present, subscription)
         changed = await self._state.update_subscription(subscription)
+        keeps = changed.retain_acked and not changed.detached
+        if present.retain_acked and not keeps:
+            await self._queues.forget(changed)
+        elif keeps and not present.retain_acked:
+            await self._queues.declare(changed)
         if changed.detached and not present.detached:
             await self._consuming.drop(changed.name)
             await self._queues.purge(changed, detach=True)
@@ -352,19 +359,21 @@ class RabbitBroker:
         if position.snapshot:
             await self._restore(position.snapshot, found)
             return
+        by_time = position.time is not None
         topic = None if is_pattern(found.topic) else await self.get_topic(found.topic)
-        if topic is None or not topic.log:
-            if position.time is None:
-                raise FailedPreconditionError(
-                    f"topic {found.topic!r} keeps no log", reason="TOPIC_HAS_NO_LOG"
-                )
-            if position.time < time.time():
-                await self._consuming.pass_over(await self._state.pass_over(subscription, position.time))
-                return
-        await self._empty(found)
-        if topic is not None and topic.log:
+        if topic is not None and topic.log and (not by_time or topic.retains_for(found)):
+            await self._empty(found)
             wanted = Events(after=position.time or 0.0, from_sequence=position.sequence or 0)
             await self.replay(topic.name, wanted, subscription)
+        elif position.time is None:
+            raise FailedPreconditionError(f"topic {found.topic!r} keeps no log", reason="TOPIC_HAS_NO_LOG")
+        elif found.retain_acked:
+            await self._empty(found)
+            await retained.restore(found, position.time, self._receiving, self._publisher, self._outgoing)
+        elif position.time < time.time():
+            await self._consuming.pass_over(await self._state.pass_over(subscription, position.time))
+        else:
+            await self._empty(found)
 
     # Snapshots.
 

@@ -7,6 +7,7 @@ plain connection that is thrown away with everything on it has one state less to
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import aio_pika
@@ -17,7 +18,7 @@ from services.queueing.backends.rabbit.blocked import Blocked
 from services.runtime.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
 
     from aio_pika.abc import AbstractChannel, AbstractConnection
 
@@ -92,6 +93,26 @@ class Link:
             if interrupted():
                 raise away() from None
             raise
+
+    @asynccontextmanager
+    async def lent(self, why: str = "RabbitMQ cannot be reached") -> AsyncIterator[AbstractChannel]:
+        """A channel of the block's own, which a refusal of the broker closes.
+
+        Raises:
+            UnavailableError: The broker cannot be reached, or refuses; `why` says what it was for.
+        """
+        channel = await self.channel()
+        try:
+            yield channel
+        except BROKEN as error:
+            raise away(why) from error
+        except asyncio.CancelledError:
+            if interrupted():
+                raise away(why) from None
+            raise
+        finally:
+            if not channel.is_closed:
+                await channel.close()
 
     async def _connect(self) -> AbstractConnection:
         connection = await aio_pika.connect(

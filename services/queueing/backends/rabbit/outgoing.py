@@ -16,6 +16,7 @@ from services.queueing.backends.rabbit.topology import (
     level_of,
     log_name,
     queue_name,
+    retained_name,
     routing_key,
 )
 from services.queueing.backends.rabbit.wire import encode, fresh
@@ -155,7 +156,8 @@ class Outgoing:
                 if topic.log:
                     logged.append((log_name(topic.name), encode(carried)))
                 kept = [k.stream for k in keepers if k.snapshot.keeps(topic.name, message.attributes)]
-                logged += [(stream, encode(carried)) for stream in kept]
+                retaining = [s.name for s in route.subscribers if s.retain_acked and s.name in takers]
+                logged += [(stream, encode(carried)) for stream in (*kept, *map(retained_name, retaining))]
                 continue
             if not (takers or topic.log or keepers) and self._state.shared:
                 # Before a message is dropped, ask whether another replica has made a subscription.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
+from services.queueing.backends.rabbit import retained
 from services.queueing.backends.rabbit.topology import (
     DIRECT,
     TOPICS,
@@ -17,10 +15,6 @@ from services.queueing.backends.rabbit.topology import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from aio_pika.abc import AbstractChannel
-
     from services.queueing.backends.rabbit.link import Link
     from services.queueing.backends.rabbit.publisher import Publisher
     from services.queueing.resources import Subscription
@@ -37,25 +31,10 @@ class Queues:
         self._link = link
         self._publisher = publisher
 
-    @asynccontextmanager
-    async def _channel(self, why: str = "RabbitMQ cannot be reached") -> AsyncIterator[AbstractChannel]:
-        channel = await self._link.channel()
-        try:
-            yield channel
-        except BROKEN as error:
-            raise away(why) from error
-        except asyncio.CancelledError:
-            if interrupted():
-                raise away(why) from None
-            raise
-        finally:
-            if not channel.is_closed:
-                await channel.close()
-
     async def declare(self, subscription: Subscription) -> None:
         """Make the queues and bindings."""
         await self._publisher.prepare()
-        async with self._channel(f"the queue of {subscription.name!r} could not be declared") as channel:
+        async with self._link.lent(f"the queue of {subscription.name!r} could not be declared") as channel:
             for level in levels(subscription):
                 name = queue_name(subscription.name, level)
                 queue = await channel.declare_queue(
@@ -64,16 +43,25 @@ class Queues:
                 await queue.bind(DIRECT, name)
                 if not subscription.detached:
                     await queue.bind(TOPICS, binding_key(subscription, level))
+            if subscription.retain_acked and not subscription.detached:
+                await retained.declare(channel, subscription)
 
     async def delete(self, subscription: Subscription) -> None:
         """Delete the queues."""
-        async with self._channel() as channel:
+        async with self._link.lent() as channel:
             for level in levels(subscription):
                 await channel.queue_delete(queue_name(subscription.name, level))
+            if subscription.retain_acked:
+                await retained.delete(channel, subscription.name)
+
+    async def forget(self, subscription: Subscription) -> None:
+        """Delete what is retained of what it was done with."""
+        async with self._link.lent() as channel:
+            await retained.delete(channel, subscription.name)
 
     async def purge(self, subscription: Subscription, *, detach: bool = False) -> None:
         """Drop what waits in the queues; `detach` cuts them off from the topic before."""
-        async with self._channel() as channel:
+        async with self._link.lent() as channel:
             for level in levels(subscription):
                 queue = await channel.get_queue(queue_name(subscription.name, level), ensure=False)
                 if detach:
@@ -82,7 +70,7 @@ class Queues:
 
     async def ready(self, subscription: Subscription) -> int:
         """How many messages wait in the queues."""
-        async with self._channel() as channel:
+        async with self._link.lent() as channel:
             queues = [
                 await channel.get_queue(queue_name(subscription.name, level), ensure=True)
                 for level in levels(subscription)

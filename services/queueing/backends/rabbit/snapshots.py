@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
+from services.queueing.backends.rabbit.reading import batches
 from services.queueing.backends.rabbit.state import Kept
 from services.queueing.backends.rabbit.topology import (
     DIRECT,
@@ -30,7 +30,7 @@ from services.queueing.resources import MAX_SNAPSHOT_S, Snapshot, snapshot_of
 from services.runtime.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 CAPTURED = "plexus-captured"
 """Header of what was held when the snapshot was made; the rest was published since."""
 _MAX_MESSAGES, _MAX_BYTES = 100_000, 256 * 1024 * 1024
-_PREFETCH = 500
 _SILENCE_S = 2.0
-_READ_S = 60.0
 
 
 class Snapshots:
@@ -108,7 +106,7 @@ class Snapshots:
             await self._remove(kept)
 
     async def _remove(self, kept: Kept) -> None:
-        async with self._channel() as channel:
+        async with self._link.lent() as channel:
             await channel.queue_delete(kept.stream)
         await self._state.drop_snapshot(kept)
 
@@ -141,24 +139,9 @@ class Snapshots:
         if wanted:
             await self._outgoing.deliver([(subscription.name, again(carried)) for carried in wanted])
 
-    @asynccontextmanager
-    async def _channel(self) -> AsyncIterator[AbstractChannel]:
-        channel = await self._link.channel()
-        try:
-            yield channel
-        except BROKEN as error:
-            raise away() from error
-        except asyncio.CancelledError:
-            if interrupted():
-                raise away() from None
-            raise
-        finally:
-            if not channel.is_closed:
-                await channel.close()
-
     async def _declare(self, snapshot: Snapshot, stream: str) -> None:
         await self._publisher.prepare()
-        async with self._channel() as channel:
+        async with self._link.lent() as channel:
             arguments = snapshot_arguments(MAX_SNAPSHOT_S)
             queue = await channel.declare_queue(stream, durable=True, arguments=arguments)
             await queue.bind(TOPICS, f"*.{snapshot.topic}")
@@ -171,7 +154,7 @@ class Snapshots:
     ) -> list[Carried]:
         """What the subscription holds, in order; nothing moves from the state into the queues meanwhile."""
         async with self._outgoing.paused():
-            async with self._channel() as channel:
+            async with self._link.lent() as channel:
                 queued = await self._queued(channel, subscription)
                 # After the queues: what came from there in the meantime is here, or settled.
                 here = held()
@@ -219,29 +202,13 @@ class Snapshots:
 
     async def _read(self, kept: Kept, *, until: str) -> AsyncGenerator[list[AbstractIncomingMessage]]:
         """A stream from its beginning up to a marker, a batch at a time."""
-        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-        async with self._channel() as channel:
-            await channel.set_qos(prefetch_count=_PREFETCH)
+        async with self._link.lent() as channel:
             try:
-                queue = await channel.get_queue(kept.stream, ensure=True)
+                async with aclosing(batches(channel, kept.stream, until=until)) as found:
+                    async for batch in found:
+                        yield batch
             except ChannelNotFoundEntity:
                 raise _gone(kept) from None
-            await queue.consume(arrived.put, arguments={"x-stream-offset": "first"})
-            done = False
-            while not done:
-                try:
-                    async with asyncio.timeout(_READ_S):
-                        batch = [await arrived.get()]
-                except TimeoutError as error:
-                    raise away("the snapshot could not be read in time") from error
-                while not arrived.empty() and len(batch) < _PREFETCH:
-                    batch.append(arrived.get_nowait())
-                markers = [n for n, i in enumerate(batch) if i.headers.get(MARKER) == until]
-                if markers:
-                    done, batch = True, batch[: markers[0]]
-                yield batch
-                for incoming in batch:
-                    await incoming.ack()  # asks for more
 
 
 def _marker(value: str) -> Packet:

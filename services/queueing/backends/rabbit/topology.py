@@ -85,6 +85,16 @@ def snapshot_arguments(lives_s: float) -> dict[str, Any]:
     return {"x-queue-type": "stream", "x-max-age": f"{round(lives_s) + 86_400}s"}
 
 
+def retained_name(subscription: str) -> str:
+    """The stream of what a subscription retains."""
+    return f"plexus.retained.{subscription}"
+
+
+def retained_arguments(subscription: Subscription) -> dict[str, Any]:
+    """Arguments of a subscription's stream."""
+    return {"x-queue-type": "stream", "x-max-age": f"{max(1, round(subscription.ttl_s))}s"}
+
+
 def routing_key(topic: str, priority: Priority) -> str:
     """Under which a message is published."""
     return f"{int(priority)}.{topic}"

@@ -13,6 +13,7 @@ from services.queueing.backends.sqlite.dead_letters import DeadLetters
 from services.queueing.backends.sqlite.deliveries import Deliveries
 from services.queueing.backends.sqlite.events import EventLog, event
 from services.queueing.backends.sqlite.messages import Messages
+from services.queueing.backends.sqlite.retained import Retained
 from services.queueing.backends.sqlite.snapshots import Snapshots
 from services.queueing.domain import (
     MAX_BATCH,
@@ -69,8 +70,9 @@ class SqliteBroker:
         self._holders = Holders()
         self._events = EventLog(self._database, self._catalogue)
         self._snapshots = Snapshots(self._database, self._catalogue)
+        self._retained = Retained(self._database, self._snapshots)
         self._messages = Messages(
-            self._database, self._catalogue, self._events, self._snapshots, dedup_window_s
+            self._database, self._catalogue, self._events, self._snapshots, self._retained, dedup_window_s
         )
         self._dead = DeadLetters(self._database, self._catalogue, self._messages)
         self._deliveries = Deliveries(self._database, self._catalogue, self._messages, self._dead)
@@ -137,6 +139,8 @@ class SqliteBroker:
             changed = self._catalogue.update_subscription(subscription)
             if changed.detached:
                 self._messages.drop_all(changed.name)
+            if changed.detached or not changed.retain_acked:
+                self._retained.release(changed.name)
             self._database.touched.add(changed.name)
             return changed
 
@@ -152,6 +156,7 @@ class SqliteBroker:
         def job() -> None:
             self._catalogue.subscription(name)
             self._messages.drop_all(name)
+            self._retained.release(name)
             self._dead.purge(name, Where())
             self._catalogue.delete_subscription(name)
             self._database.touched.add(name)
@@ -311,7 +316,10 @@ class SqliteBroker:
                 self._restore(position.snapshot, found)
                 return
             if position.time is not None and not self._events.kept_for(found):
-                self._messages.drop_all(subscription, published_before=position.time)
+                if found.retain_acked:
+                    self._retained.seek(found, position.time)
+                else:
+                    self._messages.drop_all(subscription, published_before=position.time)
                 return
             topic = self._catalogue.topic(found.topic).name
             wanted = Events(after=position.time or 0.0, from_sequence=position.sequence or 0)

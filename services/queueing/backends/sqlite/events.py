@@ -43,10 +43,10 @@ class EventLog:
         return known
 
     def kept_for(self, subscription: Subscription) -> bool:
-        """Whether what this subscription gets is kept in a log."""
-        return not is_pattern(subscription.topic) and (
-            self._catalogue.has_topic(subscription.topic) and self.keeps(subscription.topic)
-        )
+        """Whether what this subscription gets is kept in a log, and there for longer than by itself."""
+        if is_pattern(subscription.topic) or not self._catalogue.has_topic(subscription.topic):
+            return False
+        return self._catalogue.topic(subscription.topic).retains_for(subscription)
 
     def append(self, topic: Topic, row: tuple[Any, ...], kind: str) -> None:
         """Add a message, given as its columns."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from services.queueing.backends.sqlite.catalogue import Catalogue
     from services.queueing.backends.sqlite.database import Database
     from services.queueing.backends.sqlite.events import EventLog
+    from services.queueing.backends.sqlite.retained import Retained
     from services.queueing.backends.sqlite.snapshots import Snapshots
     from services.queueing.resources import Subscription
 
@@ -63,6 +64,7 @@ class Messages:
         catalogue: Catalogue,
         events: EventLog,
         snapshots: Snapshots,
+        retained: Retained,
         dedup_window_s: float,
     ) -> None:
         self._database = database
@@ -70,6 +72,7 @@ class Messages:
         self._catalogue = catalogue
         self._events = events
         self._snapshots = snapshots
+        self._retained = retained
         self._dedup_window_s = dedup_window_s
 
     def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
@@ -169,12 +172,18 @@ class Messages:
 
     def drop(self, subscription: str, number: int) -> None:
         """Be done with a delivery, let the next of its key come, and forget a message nobody waits for."""
-        key, *_ = self._db.execute(
+        found = self._catalogue.subscription(subscription)
+        if found.retain_acked:
+            key = self._retained.keep(found, number)
+            if key:
+                self._promote(subscription, key)
+            return
+        ((key,),) = self._db.execute(
             "DELETE FROM deliveries WHERE subscription = ? AND message = ? RETURNING ordering_key",
             (subscription, number),
         ).fetchall()
-        if key[0]:
-            self._promote(subscription, key[0])
+        if key:
+            self._promote(subscription, key)
         (holders,) = self._db.execute(
             "UPDATE messages SET holders = holders - 1 WHERE id = ? RETURNING holders", (number,)
         ).fetchall()[0]

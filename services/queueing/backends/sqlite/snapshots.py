@@ -136,18 +136,22 @@ class Snapshots:
 
     def restore(self, snapshot: Snapshot, subscription: Subscription) -> None:
         """Let an emptied subscription hold what a snapshot keeps."""
+        self.give(holder(snapshot.name), subscription)
+        self._hold(subscription.name)
+
+    def give(self, held_by: str, subscription: Subscription, published_from: float = 0.0) -> None:
+        """Let an emptied subscription hold what a holder holds, without counting it among the holders."""
         rows = self._db.execute(
             "SELECT d.message, d.size, d.not_before, m.priority, m.ordering_key,"
             " CASE WHEN ? THEN m.attributes END FROM deliveries d JOIN messages m ON m.id = d.message"
-            " WHERE d.subscription = ? ORDER BY d.message",
-            (bool(subscription.filter), holder(snapshot.name)),
+            " WHERE d.subscription = ? AND m.published >= ? ORDER BY d.message",
+            (bool(subscription.filter), held_by, published_from),
         )
         self._db.executemany(
             "INSERT INTO deliveries (subscription, message, size, priority, ordering_key, due, not_before,"
             " expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             _restored(rows, subscription, time.time()),
         )
-        self._hold(subscription.name)
 
     def _hold(self, name: str) -> None:
         """Count one more holder of each message of a holder that had none."""
@@ -157,12 +161,13 @@ class Snapshots:
             (name,),
         )
 
-    def release(self, name: str) -> None:
-        """Be done with everything that a subscription or a snapshot holds."""
-        held = "SELECT message FROM deliveries WHERE subscription = ?"
-        self._db.execute(f"UPDATE messages SET holders = holders - 1 WHERE id IN ({held})", (name,))  # noqa: S608 - constant
-        self._db.execute(f"DELETE FROM messages WHERE holders <= 0 AND id IN ({held})", (name,))  # noqa: S608 - constant
-        self._db.execute("DELETE FROM deliveries WHERE subscription = ?", (name,))
+    def release(self, name: str, condition: str = "", values: tuple[Any, ...] = ()) -> None:
+        """Be done with everything that a subscription or a snapshot holds, or with what a condition names."""
+        held, bound = f"subscription = ? {condition}", (name, *values)
+        numbers = f"SELECT message FROM deliveries WHERE {held}"  # noqa: S608 - constants; values are bound
+        self._db.execute(f"UPDATE messages SET holders = holders - 1 WHERE id IN ({numbers})", bound)  # noqa: S608 - as above
+        self._db.execute(f"DELETE FROM messages WHERE holders <= 0 AND id IN ({numbers})", bound)  # noqa: S608 - as above
+        self._db.execute(f"DELETE FROM deliveries WHERE {held}", bound)  # noqa: S608 - as above
 
 
 def _restored(
