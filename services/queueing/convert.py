@@ -86,6 +86,7 @@ SUBSCRIPTION_MUTABLE = (
     "ttl",
     "exactly_once",
     "retain_acked",
+    "expire_after",
     "labels",
 )
 SNAPSHOT_MUTABLE = ("expire_time", "labels")
@@ -171,6 +172,7 @@ def subscription_from(message: queueing_pb2.Subscription) -> Subscription:
         exclusive=message.exclusive,
         exactly_once=message.exactly_once,
         retain_acked=message.retain_acked,
+        expire_after_s=seconds(message.expire_after),
         labels=dict(message.labels),
         detached=message.detached,
     )
@@ -191,6 +193,7 @@ def subscription_to(subscription: Subscription) -> queueing_pb2.Subscription:
         exclusive=subscription.exclusive,
         exactly_once=subscription.exactly_once,
         retain_acked=subscription.retain_acked,
+        expire_after=duration_to(subscription.expire_after_s) if subscription.expire_after_s else None,
         labels=subscription.labels,
         detached=subscription.detached,
     )

@@ -13,6 +13,7 @@ from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.config import QueueingConfig
 from services.queueing.default_topics import make_default_topics
+from services.queueing.expiry import Expiry, Uses
 from services.queueing.faces import pubsub_access
 from services.queueing.faces.pubsub import Face
 from services.queueing.sagas.methods import Methods
@@ -47,6 +48,7 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
         statement_s=config.state_statement_s,
     )
     await stack.enter_async_context(database)
+    uses = Uses()
     broker: Broker
     if config.backend == "rabbitmq":
         from services.queueing.backends.rabbit import RabbitBroker  # noqa: PLC0415 - only when it is used
@@ -59,6 +61,7 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
                 max_waiting_writes=config.max_waiting_writes,
                 heartbeat_s=config.heartbeat_s,
                 publish_deadline_s=config.publish_deadline_s,
+                used=uses.note,
             )
         )
     else:
@@ -68,6 +71,7 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
                 dedup_window_s=config.dedup_window_s,
                 max_waiting_writes=config.max_waiting_writes,
                 full_sync=config.full_sync,
+                used=uses.note,
             )
         )
     face = Face(broker, runtime.stopping, max_bytes=runtime.server_config.max_message_bytes)
@@ -76,6 +80,7 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
         await stack.enter_async_context(_emulator(runtime, face, config.pubsub_port))
     topics = make_default_topics(broker, database, retention_s=config.default_topics_retention_s)
     runtime.spawn(topics, name="default-topics")
+    runtime.spawn(Expiry(broker, database, uses).run(), name="expiry")
     calls = await stack.enter_async_context(Calls(broker))
     queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker, calls), runtime.server)
     schedules = await _schedules(runtime, stack, broker, database)

@@ -151,6 +151,7 @@ class Subscription:
         exactly_once: Whether a message that was acknowledged never comes again, also when the broker's
             connection is lost right after.
         retain_acked: Whether what it is done with is kept for Seek, until `ttl_s` after it was published.
+        expire_after_s: It is deleted when nobody has used it for this long; 0 is never.
         labels: For its owner's bookkeeping.
         detached: Whether it was cut off from its topic: it gets and gives nothing more.
         sought: Pairs of times, seconds since 1970: what was published before the first and held at the second
@@ -169,6 +170,7 @@ class Subscription:
     exclusive: bool = False
     exactly_once: bool = False
     retain_acked: bool = False
+    expire_after_s: float = 0.0
     labels: dict[str, str] = field(default_factory=dict)
     detached: bool = False
     sought: tuple[tuple[float, float], ...] = ()
@@ -182,6 +184,8 @@ class Subscription:
             raise InvalidArgumentError("must be 1 s to 1 h", field="subscription.ack_deadline")
         if not 0 <= self.ttl_s <= MAX_TTL_S:
             raise InvalidArgumentError("must be 0 to 31 days", field="subscription.ttl")
+        if self.expire_after_s and not 1 <= self.expire_after_s <= MAX_RETENTION_S:
+            raise InvalidArgumentError("must be 1 s to 366 days", field="subscription.expire_after")
         if self.retain_acked and not self.ttl_s:
             raise InvalidArgumentError("must be set to retain what is acknowledged", field="subscription.ttl")
         check_labels(self.labels, "subscription.labels")

@@ -39,13 +39,11 @@ _SUBSCRIPTION_UNSUPPORTED = (
     "bigquery_config",
     "cloud_storage_config",
     "bigtable_config",
-    "retain_acked_messages",
     "message_transforms",
     "tags",
 )
 _PUSH = ("push_endpoint", "attributes", "oidc_token", "pubsub_wrapper", "no_wrapper")
 _ABOUT = {
-    "retain_acked_messages": "set message_retention_duration on the topic, which then keeps a log for Seek",
     "push_endpoint": "only pull delivery is supported",
     "schema_settings": "there are no schemas",
 }
@@ -116,8 +114,10 @@ def subscription_from(message: Any) -> Subscription:
     """The domain's subscription."""
     _refuse(message, _SUBSCRIPTION_UNSUPPORTED)
     refuse_push(message.push_config)
-    if message.expiration_policy.HasField("ttl"):
-        raise UnimplementedError("subscriptions do not expire", reason="PUBSUB_FIELD_UNSUPPORTED")
+    expires = message.expiration_policy.HasField("ttl")
+    expire_after_s = seconds(message.expiration_policy.ttl) if expires else 0.0
+    if expires and expire_after_s < DAY_S:
+        raise InvalidArgumentError("must be at least a day", field="expiration_policy.ttl")
     deadline = message.ack_deadline_seconds or MIN_DEADLINE_S
     if not MIN_DEADLINE_S <= deadline <= MAX_DEADLINE_S:
         raise InvalidArgumentError("must be 10 to 600", field="ack_deadline_seconds")
@@ -133,6 +133,8 @@ def subscription_from(message: Any) -> Subscription:
         exactly_once=message.enable_exactly_once_delivery,
         dead_letter_topic=own(dead, "topics", "dead_letter_policy.dead_letter_topic") if dead else "",
         ttl_s=seconds(message.message_retention_duration) if retained else _DEFAULT_RETENTION_S,
+        retain_acked=message.retain_acked_messages,
+        expire_after_s=expire_after_s,
         labels=dict(message.labels),
     )
 
@@ -147,11 +149,14 @@ def subscription_to(subscription: Subscription, topic: Topic | None) -> Any:
         enable_message_ordering=subscription.ordered,
         enable_exactly_once_delivery=subscription.exactly_once,
         filter=subscription.filter,
+        retain_acked_messages=subscription.retain_acked,
         detached=subscription.detached,
         state="ACTIVE",
     )
     message.push_config.SetInParent()
     message.expiration_policy.SetInParent()
+    if subscription.expire_after_s:
+        message.expiration_policy.ttl.FromNanoseconds(round(subscription.expire_after_s * 1e9))
     if topic is not None and topic.log:
         message.topic_message_retention_duration.FromNanoseconds(round(topic.retention_s * 1e9))
     if subscription.ttl_s:

@@ -33,6 +33,7 @@ _MUTABLE = (
     "dead_letter_policy",
     "retry_policy",
     "message_retention_duration",
+    "retain_acked_messages",
     "push_config",
     "expiration_policy",
     "enable_exactly_once_delivery",

@@ -233,6 +233,7 @@ class Subscription(_message.Message):
     DETACHED_FIELD_NUMBER: _builtins.int
     EXACTLY_ONCE_FIELD_NUMBER: _builtins.int
     RETAIN_ACKED_FIELD_NUMBER: _builtins.int
+    EXPIRE_AFTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as a topic's."""
     topic: _builtins.str
@@ -281,6 +282,13 @@ class Subscription(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For its owner's bookkeeping, as a topic's."""
 
+    @_builtins.property
+    def expire_after(self) -> _duration_pb2.Duration:
+        """Deleted, with all it holds and its dead letters, when nobody has used it for this long, 1 s to 366 days: pulled, settled
+        or extended messages, changed or sought it, redriven or purged its dead letters, replayed to it, made a snapshot of it. It
+        lives half a minute longer, and ten minutes after a start of the service, if it may be idle for so long. Default: never.
+        """
+
     def __init__(
         self,
         *,
@@ -298,10 +306,11 @@ class Subscription(_message.Message):
         detached: _builtins.bool = ...,
         exactly_once: _builtins.bool = ...,
         retain_acked: _builtins.bool = ...,
+        expire_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_deadline", b"ack_deadline", "create_time", b"create_time", "retry", b"retry", "ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_deadline", b"ack_deadline", "create_time", b"create_time", "expire_after", b"expire_after", "retry", b"retry", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_deadline", b"ack_deadline", "create_time", b"create_time", "dead_letter_topic", b"dead_letter_topic", "detached", b"detached", "exactly_once", b"exactly_once", "exclusive", b"exclusive", "filter", b"filter", "labels", b"labels", "name", b"name", "ordered", b"ordered", "retain_acked", b"retain_acked", "retry", b"retry", "topic", b"topic", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_deadline", b"ack_deadline", "create_time", b"create_time", "dead_letter_topic", b"dead_letter_topic", "detached", b"detached", "exactly_once", b"exactly_once", "exclusive", b"exclusive", "expire_after", b"expire_after", "filter", b"filter", "labels", b"labels", "name", b"name", "ordered", b"ordered", "retain_acked", b"retain_acked", "retry", b"retry", "topic", b"topic", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

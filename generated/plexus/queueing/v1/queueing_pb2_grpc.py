@@ -264,7 +264,8 @@ class QueueingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSubscription(self, request, context):
-        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked, labels.
+        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked,
+        expire_after, labels.
         Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -46,7 +46,8 @@ class QueueingServiceStub:
     Errors: NOT_FOUND.
     """
     UpdateSubscription: _aio.UnaryUnaryMultiCallable[_queueing_pb2.UpdateSubscriptionRequest, _queueing_pb2.Subscription]
-    """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked, labels.
+    """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked,
+    expire_after, labels.
     Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
     """
     ListSubscriptions: _aio.UnaryUnaryMultiCallable[_queueing_pb2.ListSubscriptionsRequest, _queueing_pb2.ListSubscriptionsResponse]
@@ -244,7 +245,8 @@ class QueueingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _queueing_pb2.UpdateSubscriptionRequest,
         context: _aio.ServicerContext[_queueing_pb2.UpdateSubscriptionRequest, _abc.Awaitable[_queueing_pb2.Subscription]],
     ) -> _abc.Awaitable[_queueing_pb2.Subscription]:
-        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked, labels.
+        """Change settings of a subscription: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked,
+        expire_after, labels.
         Errors: NOT_FOUND, INVALID_ARGUMENT for a path that cannot be changed.
         """
 

@@ -46,7 +46,7 @@ from services.runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -78,6 +78,7 @@ class RabbitBroker:
         heartbeat_s: int = 10,
         publish_deadline_s: float = 10.0,
         settle_s: float = 1.0,
+        used: Callable[[str], None] | None = None,
     ) -> None:
         """Set it up; connections are made when needed.
 
@@ -90,7 +91,9 @@ class RabbitBroker:
             publish_deadline_s: How long a publish waits for its confirmation.
             settle_s: Age that a subscription has when a publish to it is acknowledged: RabbitMQ writes down
                 twice a second which queues there are.
+            used: Told the name of each subscription that is used.
         """
+        self._used = used or (lambda _name: None)
         hold_s = publish_deadline_s + _MARGIN_S
         self._state: State = SqlState(
             database, dedup_window_s=dedup_window_s, hold_s=hold_s, max_waiting=max_waiting_writes
@@ -197,6 +200,7 @@ class RabbitBroker:
 
     async def update_subscription(self, subscription: Subscription) -> Subscription:
         """See Broker."""
+        self._used(subscription.name)
         present = await self.get_subscription(subscription.name)
         retained.check_change(present, subscription)
         changed = await self._state.update_subscription(subscription)
@@ -269,19 +273,28 @@ class RabbitBroker:
         """See Broker."""
         if not 1 <= max_messages <= MAX_BATCH:
             raise InvalidArgumentError(f"must be 1 to {MAX_BATCH}", field="max_messages")
-        return await self._consuming.pull(subscription, max_messages, max_bytes, min(wait_s, _WAIT_BOUND_S))
+        self._used(subscription)
+        try:
+            return await self._consuming.pull(
+                subscription, max_messages, max_bytes, min(wait_s, _WAIT_BOUND_S)
+            )
+        finally:
+            self._used(subscription)
 
     async def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> list[str]:
         """See Broker."""
+        self._used(subscription)
         return await self._consuming.acknowledge(subscription, ack_ids)
 
     async def nack(self, subscription: str, refusals: Sequence[Refusal]) -> list[str]:
         """See Broker."""
+        self._used(subscription)
         check_refusals(refusals)
         return await self._consuming.nack(subscription, refusals)
 
     async def extend(self, subscription: str, leases: Sequence[tuple[str, float]]) -> list[str]:
         """See Broker."""
+        self._used(subscription)
         if not all(0 <= seconds <= MAX_LEASE_S for _, seconds in leases):
             raise InvalidArgumentError("must be 0 to 1 h", field="deadline")
         return await self._consuming.extend(subscription, leases)
@@ -323,12 +336,14 @@ class RabbitBroker:
 
     async def redrive(self, subscription: str, where: Where, how: Redrive) -> int:
         """See Broker."""
+        self._used(subscription)
         count = await self._state.redrive(subscription, where, how)
         await self._outgoing.move_due()
         return count
 
     async def purge(self, subscription: str, where: Where) -> int:
         """See Broker."""
+        self._used(subscription)
         return await self._state.purge(subscription, where)
 
     # Logs.
@@ -340,6 +355,7 @@ class RabbitBroker:
 
     async def replay(self, topic: str, events: Events, subscription: str) -> int:
         """See Broker."""
+        self._used(subscription)
         found = await self.get_topic(topic)
         target = await self._state.attached(subscription)
         read = await self._logs.read(found, events, ALL)
@@ -355,6 +371,7 @@ class RabbitBroker:
         RabbitMQ's queues are not looked into: without a log, it is written down what is over, and that is
         dropped when it is consumed.
         """
+        self._used(subscription)
         found = await self._state.attached(subscription)
         if position.snapshot:
             await self._restore(position.snapshot, found)
@@ -379,6 +396,7 @@ class RabbitBroker:
 
     async def create_snapshot(self, name: str, subscription: str, labels: dict[str, str]) -> Snapshot:
         """See Broker; on RabbitMQ leases of an ordered subscription end."""
+        self._used(subscription)
         found = await self._attached(subscription)
         if found.ordered:
             # Its queue has one consumer at a time.

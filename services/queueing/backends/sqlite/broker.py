@@ -36,7 +36,7 @@ from services.queueing.resources import MAX_LEASE_S, Snapshot, Subscription, Top
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -56,6 +56,7 @@ class SqliteBroker:
         dedup_window_s: float = 600.0,
         max_waiting_writes: int = 20_000,
         full_sync: bool = True,
+        used: Callable[[str], None] | None = None,
     ) -> None:
         """Open the file, made if need be.
 
@@ -64,7 +65,9 @@ class SqliteBroker:
             dedup_window_s: How long deduplication ids are remembered.
             max_waiting_writes: Calls that may wait for the disk.
             full_sync: Whether what is acknowledged survives the loss of power too.
+            used: Told the name of each subscription that is used.
         """
+        self._used = used or (lambda _name: None)
         self._database = Database(file, max_waiting=max_waiting_writes, full_sync=full_sync)
         self._catalogue = Catalogue(self._database)
         self._holders = Holders()
@@ -134,6 +137,7 @@ class SqliteBroker:
 
     async def update_subscription(self, subscription: Subscription) -> Subscription:
         """See Broker."""
+        self._used(subscription.name)
 
         def job() -> Subscription:
             changed = self._catalogue.update_subscription(subscription)
@@ -182,6 +186,7 @@ class SqliteBroker:
             raise InvalidArgumentError(f"must be 1 to {MAX_BATCH}", field="max_messages")
         deadline = time.monotonic() + min(wait_s, _WAIT_BOUND_S)
         while True:
+            self._used(subscription)
             news = self._database.news(subscription)
             deliveries, earliest = await self._lease(subscription, max_messages, max_bytes)
             left = deadline - time.monotonic()
@@ -225,15 +230,18 @@ class SqliteBroker:
 
     async def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> list[str]:
         """See Broker."""
+        self._used(subscription)
         return await self._database.run(lambda: self._deliveries.acknowledge(subscription, ack_ids))
 
     async def nack(self, subscription: str, refusals: Sequence[Refusal]) -> list[str]:
         """See Broker."""
+        self._used(subscription)
         check_refusals(refusals)
         return await self._database.run(lambda: self._deliveries.nack(subscription, refusals))
 
     async def extend(self, subscription: str, leases: Sequence[tuple[str, float]]) -> list[str]:
         """See Broker."""
+        self._used(subscription)
         if not all(0 <= seconds <= MAX_LEASE_S for _, seconds in leases):
             raise InvalidArgumentError("must be 0 to 1 h", field="deadline")
         return await self._database.run(lambda: self._deliveries.extend(subscription, leases))
@@ -278,10 +286,12 @@ class SqliteBroker:
 
     async def redrive(self, subscription: str, where: Where, how: Redrive) -> int:
         """See Broker."""
+        self._used(subscription)
         return await self._database.run(lambda: self._dead.redrive(subscription, where, how))
 
     async def purge(self, subscription: str, where: Where) -> int:
         """See Broker."""
+        self._used(subscription)
         return await self._database.run(lambda: self._dead.purge(subscription, where))
 
     # Logs.
@@ -294,6 +304,7 @@ class SqliteBroker:
 
     async def replay(self, topic: str, events: Events, subscription: str) -> int:
         """See Broker."""
+        self._used(subscription)
         return await self._database.run(lambda: self._replay(topic, events, subscription))
 
     def _replay(self, topic: str, events: Events, name: str) -> int:
@@ -308,6 +319,7 @@ class SqliteBroker:
 
     async def seek(self, subscription: str, position: Position) -> None:
         """See Broker."""
+        self._used(subscription)
 
         def job() -> None:
             found = self._catalogue.attached(subscription)
@@ -339,6 +351,7 @@ class SqliteBroker:
 
     async def create_snapshot(self, name: str, subscription: str, labels: dict[str, str]) -> Snapshot:
         """See Broker."""
+        self._used(subscription)
         return await self._database.run(lambda: self._snapshots.create(name, subscription, labels))
 
     async def get_snapshot(self, name: str) -> Snapshot:
