@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from google.api_core import exceptions
 from google.cloud import pubsub_v1
+from google.pubsub_v1 import PublisherClient
 
 from tests.queueing.pubsub_clients import WAIT_S
 
@@ -148,6 +149,57 @@ def test_a_subscription_is_sought_past_what_is_waiting(clients: Clients) -> None
     assert [entry.message.data for entry in clients.pull()] == [b"new"]
 
 
+def test_seek_to_a_past_time_brings_nothing_back_and_keeps_what_is_waiting(clients: Clients) -> None:
+    clients.subscribe()
+    work = clients.subscription("work")
+    clients.publisher.publish(clients.topic("jobs"), b"done").result(WAIT_S)
+    (done,) = clients.pull()
+    clients.subscriber.acknowledge(subscription=work, ack_ids=[done.ack_id])
+    clients.publisher.publish(clients.topic("jobs"), b"waiting").result(WAIT_S)
+    target = datetime.now(UTC) - timedelta(hours=1)
+    clients.subscriber.seek(request={"subscription": work, "time": target})
+    assert [entry.message.data for entry in clients.pull()] == [b"waiting"]
+
+
+def test_what_a_subscription_retains_is_sought_back(clients: Clients) -> None:
+    made = clients.subscribe(retain_acked_messages=True, message_retention_duration=timedelta(hours=1))
+    assert (made.retain_acked_messages, made.message_retention_duration) == (True, timedelta(hours=1))
+    work = clients.subscription("work")
+    clients.publisher.publish(clients.topic("jobs"), b"done").result(WAIT_S)
+    for _ in range(2):
+        (done,) = clients.pull()
+        assert done.message.data == b"done"
+        clients.subscriber.acknowledge(subscription=work, ack_ids=[done.ack_id])
+        target = datetime.now(UTC) - timedelta(minutes=30)
+        clients.subscriber.seek(request={"subscription": work, "time": target})
+
+
+def test_an_expiration_policy_is_kept_and_changed(sqlite_clients: Clients) -> None:
+    made = sqlite_clients.subscribe(expiration_policy={"ttl": timedelta(days=2)})
+    assert made.expiration_policy.ttl == timedelta(days=2)
+    name = sqlite_clients.subscription("work")
+    for days in (3, None):
+        policy = {"ttl": timedelta(days=days)} if days else {}
+        changed = sqlite_clients.subscriber.update_subscription(
+            subscription={"name": name, "expiration_policy": policy},
+            update_mask={"paths": ["expiration_policy"]},
+        )
+        assert changed.expiration_policy.ttl == (timedelta(days=days) if days else timedelta())
+        assert sqlite_clients.subscriber.get_subscription(subscription=name) == changed
+    assert "ttl" not in changed.expiration_policy
+    with pytest.raises(exceptions.InvalidArgument):
+        sqlite_clients.subscribe("short", expiration_policy={"ttl": timedelta(hours=23)})
+
+
+def test_a_batch_with_one_bad_message_is_refused_whole(clients: Clients) -> None:
+    clients.subscribe()
+    plain = PublisherClient(transport=clients.publisher.transport)
+    with pytest.raises(exceptions.InvalidArgument, match=r"messages\[1\]|needs data"):
+        plain.publish(topic=clients.topic("jobs"), messages=[{"data": b"good"}, {}])
+    plain.publish(topic=clients.topic("jobs"), messages=[{"data": b"after"}])
+    assert [entry.message.data for entry in clients.pull()] == [b"after"]
+
+
 def test_a_subscription_is_set_back_to_a_snapshot(clients: Clients) -> None:
     clients.subscribe()
     clients.publisher.publish(clients.topic("jobs"), b"held").result(WAIT_S)
@@ -215,8 +267,6 @@ def test_errors_are_those_of_pubsub(clients: Clients) -> None:
         {"push_config": {"no_wrapper": {"write_metadata": True}}},
         {"bigquery_config": {"table": "p.d.t"}},
         {"cloud_storage_config": {"bucket": "b"}},
-        {"retain_acked_messages": True},
-        {"expiration_policy": {"ttl": timedelta(days=2)}},
         {"message_transforms": [{"disabled": True}]},
         {"tags": {"a": "b"}},
     ],
