@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, cast
 from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
 
 from plexus.queueing.v1 import queueing_pb2
-from services.queueing.domain import (
-    DeadLetter,
-    DeadLetterStats,
-    Delivery,
-    Event,
-    Events,
-    Message,
-    Position,
-    Refusal,
-    Stats,
-    Where,
-)
+from services.queueing.domain import Delivery, Message, Refusal, Stats
+from services.queueing.kept import DeadLetter, DeadLetterStats, Event, Events, Position, Where
 from services.queueing.replies import Kind
 from services.queueing.resources import Backoff, Priority, RetryPolicy, Snapshot, Subscription, Topic
 from services.runtime.errors import InvalidArgumentError

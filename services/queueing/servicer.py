@@ -11,7 +11,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from plexus.queueing.v1 import queueing_pb2, queueing_pb2_grpc
 from services.queueing import convert
 from services.queueing.calls import DEFAULT_TIMEOUT_S
-from services.queueing.domain import MAX_BATCH, MAX_DATA_BYTES, Redrive, Where
+from services.queueing.domain import MAX_BATCH, MAX_DATA_BYTES
+from services.queueing.kept import Redrive, Where
 from services.queueing.streaming import (
     DEFAULT_OUTSTANDING,
     DEFAULT_OUTSTANDING_BYTES,

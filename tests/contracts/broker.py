@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.queueing.domain import Events, Message, Redrive, Refusal, Where
+from services.queueing.domain import Message, Refusal
+from services.queueing.kept import Events, Redrive, Where
 from services.queueing.resources import Backoff, RetryPolicy, Subscription, Topic
 from services.runtime.errors import (
     AlreadyExistsError,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.queueing.domain import Events, Message, Position, Redrive, Refusal, Where
+from services.queueing.domain import Message, Refusal
+from services.queueing.kept import Events, Position, Redrive, Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from tests.contracts.broker_steps import AT_ONCE, arriving, bodies, publish, pull, settled, subscribe

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.queueing.domain import Message, Position
+from services.queueing.domain import Message
+from services.queueing.kept import Position
 from services.queueing.resources import DAY_S, Topic
 from services.runtime.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from tests.contracts.broker_steps import bodies, publish, pull, settled, subscribe

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from services.queueing.domain import Message, Where
+from services.queueing.domain import Message
+from services.queueing.kept import Where
 from services.queueing.resources import Backoff, RetryPolicy, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.queueing.domain import Broker, DeadLetter, Delivery
+    from services.queueing.domain import Broker, Delivery
+    from services.queueing.kept import DeadLetter
 
 AT_ONCE = RetryPolicy(Backoff.IMMEDIATE, 0, 0, max_attempts=3)
 

@@ -15,7 +15,8 @@ from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import ALIVE, PREFIX, Calls
-from services.queueing.domain import Message, Where
+from services.queueing.domain import Message
+from services.queueing.kept import Where
 from services.queueing.replies import Kind, Reply, request_of
 from services.queueing.resources import Subscription, Topic
 from services.queueing.servicer import QueueingServicer

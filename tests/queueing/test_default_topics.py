@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from services.queueing.default_topics import NAMES, make_default_topics
-from services.queueing.domain import Events, Message
+from services.queueing.domain import Message
+from services.queueing.kept import Events
 from services.queueing.resources import Topic
 
 if TYPE_CHECKING:

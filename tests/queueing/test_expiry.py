@@ -11,8 +11,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from services.queueing.backends.sqlite import SqliteBroker
-from services.queueing.domain import Events, Position, Redrive, Refusal, Where
+from services.queueing.domain import Refusal
 from services.queueing.expiry import METADATA, SCHEMA, Expiry, Uses
+from services.queueing.kept import Events, Position, Redrive, Where
 from services.queueing.resources import Subscription, Topic
 from services.queueing.state import Database
 from services.runtime.errors import NotFoundError

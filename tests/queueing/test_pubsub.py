@@ -195,8 +195,8 @@ def test_a_batch_with_one_bad_message_is_refused_whole(clients: Clients) -> None
     clients.subscribe()
     plain = PublisherClient(transport=clients.publisher.transport)
     with pytest.raises(exceptions.InvalidArgument, match=r"messages\[1\]|needs data"):
-        plain.publish(topic=clients.topic("jobs"), messages=[{"data": b"good"}, {}])
-    plain.publish(topic=clients.topic("jobs"), messages=[{"data": b"after"}])
+        plain.publish(request={"topic": clients.topic("jobs"), "messages": [{"data": b"good"}, {}]})
+    plain.publish(request={"topic": clients.topic("jobs"), "messages": [{"data": b"after"}]})
     assert [entry.message.data for entry in clients.pull()] == [b"after"]
 
 

@@ -14,7 +14,8 @@ from alembic.migration import MigrationContext
 
 from services.queueing.backends.rabbit.store import SqlState
 from services.queueing.backends.rabbit.store.tables import METADATA, SCHEMA
-from services.queueing.domain import Events, Message
+from services.queueing.domain import Message
+from services.queueing.kept import Events
 from services.queueing.resources import Topic
 from services.queueing.state import Database
 from services.runtime.errors import UnimplementedError

@@ -24,7 +24,8 @@ from services.queueing.backends.rabbit.topology import (
 )
 from services.queueing.backends.rabbit.wire import encode, fresh
 from services.queueing.calls import Calls
-from services.queueing.domain import Message, Refusal, Where
+from services.queueing.domain import Message, Refusal
+from services.queueing.kept import Where
 from services.queueing.resources import Backoff, Priority, RetryPolicy, Subscription, Topic
 from services.queueing.servicer import QueueingServicer
 from services.runtime.errors import ResourceExhaustedError, UnavailableError

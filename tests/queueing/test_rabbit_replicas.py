@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.queueing.domain import Message, Position, Redrive, Refusal, Where
+from services.queueing.domain import Message, Refusal
+from services.queueing.kept import Position, Redrive, Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError, NotFoundError
 from tests.contracts.broker_steps import AT_ONCE, bodies, dead, publish, pull, settled, subscribe

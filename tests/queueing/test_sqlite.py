@@ -11,7 +11,7 @@ import pytest
 
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.backends.sqlite.migrations import MIGRATIONS
-from services.queueing.domain import Where
+from services.queueing.kept import Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError
 from tests.contracts.broker import BrokerContract

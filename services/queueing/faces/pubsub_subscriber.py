@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import empty_pb2
 from google.pubsub_v1.types import pubsub as types
 
-from services.queueing.domain import MAX_BATCH, Position
+from services.queueing.domain import MAX_BATCH
 from services.queueing.faces import pubsub_convert as convert
 from services.queueing.faces.pubsub_leases import Leases, check_ids
 from services.queueing.faces.pubsub_listing import listed, merge
 from services.queueing.faces.pubsub_names import own, theirs
 from services.queueing.faces.pubsub_stream import Outstanding, PullStream
+from services.queueing.kept import Position
 from services.runtime.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:

@@ -21,20 +21,14 @@ from services.queueing.backends.rabbit.store import SqlState
 from services.queueing.backends.rabbit.wire import Carried, again
 from services.queueing.domain import (
     MAX_BATCH,
-    DeadLetter,
-    DeadLetterStats,
     Delivery,
-    Event,
-    Events,
     Message,
-    Position,
-    Redrive,
     Refusal,
     Stats,
-    Where,
     check_messages,
     check_refusals,
 )
+from services.queueing.kept import DeadLetter, DeadLetterStats, Event, Events, Position, Redrive, Where
 from services.queueing.patterns import is_pattern
 from services.queueing.resources import MAX_LEASE_S, Snapshot, Subscription, Topic
 from services.queueing.state.leases import SCHEMA, Leases

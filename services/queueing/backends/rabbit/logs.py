@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
 from services.queueing.backends.rabbit.topology import DIRECT, TOPICS, log_name, stream_arguments
 from services.queueing.backends.rabbit.wire import MARKER, Carried, Packet, decode
-from services.queueing.domain import Event, Events
+from services.queueing.kept import Event, Events
 from services.runtime.errors import FailedPreconditionError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from services.queueing.backends.rabbit.wire import Carried
-    from services.queueing.domain import DeadLetter, DeadLetterStats, Message, Redrive, Where
+    from services.queueing.domain import Message
+    from services.queueing.kept import DeadLetter, DeadLetterStats, Redrive, Where
     from services.queueing.resources import Snapshot, Subscription, Topic
 
 

@@ -17,21 +17,15 @@ from services.queueing.backends.sqlite.retained import Retained
 from services.queueing.backends.sqlite.snapshots import Snapshots
 from services.queueing.domain import (
     MAX_BATCH,
-    DeadLetter,
-    DeadLetterStats,
     Delivery,
-    Event,
-    Events,
     Message,
-    Position,
-    Redrive,
     Refusal,
     Stats,
-    Where,
     check_messages,
     check_refusals,
 )
 from services.queueing.exclusive import Holders
+from services.queueing.kept import DeadLetter, DeadLetterStats, Event, Events, Position, Redrive, Where
 from services.queueing.resources import MAX_LEASE_S, Snapshot, Subscription, Topic
 from services.runtime.errors import InvalidArgumentError
 

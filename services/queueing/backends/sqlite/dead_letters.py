@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from services.queueing.backends.sqlite.messages import STORED, stored
-from services.queueing.domain import DeadLetter, DeadLetterStats, Redrive, Where
+from services.queueing.kept import DeadLetter, DeadLetterStats, Redrive, Where
 from services.runtime.errors import FailedPreconditionError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from services.queueing.backends.sqlite.messages import stored
-from services.queueing.domain import Event, Events
+from services.queueing.kept import Event, Events
 from services.queueing.patterns import is_pattern
 from services.runtime.errors import FailedPreconditionError
 

@@ -12,7 +12,7 @@ from services.queueing.backends.rabbit.store.catalogue import Catalogue, attache
 from services.queueing.backends.rabbit.store.deferred import columns
 from services.queueing.backends.rabbit.store.tables import DEAD_LETTERS
 from services.queueing.backends.rabbit.wire import Carried, again, from_head
-from services.queueing.domain import DeadLetter, DeadLetterStats, Redrive, Where
+from services.queueing.kept import DeadLetter, DeadLetterStats, Redrive, Where
 from services.runtime.errors import FailedPreconditionError, NotFoundError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from services.queueing.backends.rabbit.store.deferred import Deferred
 from services.queueing.backends.rabbit.store.finished import Finished, finished_key
 from services.queueing.backends.rabbit.store.gathered import Gathered
 from services.queueing.backends.rabbit.store.tables import SCHEMA
-from services.queueing.domain import Where
+from services.queueing.kept import Where
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from services.queueing.backends.rabbit.state import Deferral, Kept, Reservation, Route
     from services.queueing.backends.rabbit.wire import Carried
-    from services.queueing.domain import DeadLetter, DeadLetterStats, Message, Redrive
+    from services.queueing.domain import Message
+    from services.queueing.kept import DeadLetter, DeadLetterStats, Redrive
     from services.queueing.resources import Snapshot, Subscription, Topic
     from services.queueing.state import Database
 
