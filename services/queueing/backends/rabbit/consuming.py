@@ -26,6 +26,7 @@ from services.runtime.errors import (
     InvalidArgumentError,
     NotFoundError,
     PlexusError,
+    UnavailableError,
 )
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Consuming:
         """
         await self.change(subscription)
         for answer in await self._ask_all({"what": "follow", "subscription": subscription.name}):
-            if isinstance(answer, PlexusError):
+            if isinstance(answer, UnavailableError):  # one of the version before does not know the question
                 raise answer
 
     async def _tend(self) -> None:
