@@ -18,7 +18,7 @@ from services.queueing.state import Schema
 from services.runtime.errors import NotFoundError, PlexusError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from alembic.operations import Operations
 
@@ -172,12 +172,21 @@ class Expiry:
         self, mortal: Sequence[Subscription], ages: dict[str, float]
     ) -> dict[str, tuple[float, float]]:
         """For how long each has been idle, and the time of its use that this is reckoned from."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             now = await self._database.now(connection)
             rows = {row.subscription: row.used for row in await connection.execute(select(_USES))}
-            # What is seen for the first time counts as used: it may be old, and have got its bound just now.
-            ages = {s.name: ages.get(s.name, 0.0) for s in mortal if s.name in ages or s.name not in rows}
-            if ages:
+        # What is seen for the first time counts as used: it may be old, and have got its bound just now.
+        noted = {s.name: now - ages.get(s.name, 0.0) for s in mortal if s.name in ages or s.name not in rows}
+        left = rows.keys() - {subscription.name for subscription in mortal}
+        if noted or left:
+            await self._write(noted, left)
+        rows |= {name: max(used, rows.get(name, 0.0)) for name, used in noted.items()}
+        # One that was deleted and made again was not used before.
+        return {s.name: (now - max(rows[s.name], s.created), rows[s.name]) for s in mortal}
+
+    async def _write(self, noted: dict[str, float], left: Collection[str]) -> None:
+        async with self._database.transaction() as connection:
+            if noted:
                 statement = self._database.insert(_USES)
                 latest = statement.excluded.used
                 statement = statement.on_conflict_do_update(
@@ -185,16 +194,10 @@ class Expiry:
                     set_={"used": latest},
                     where=_USES.c.used < latest,
                 )
-                noted = {name: now - age for name, age in ages.items()}
-                await connection.execute(
-                    statement, [{"subscription": name, "used": used} for name, used in noted.items()]
-                )
-                rows |= {name: max(used, rows.get(name, 0.0)) for name, used in noted.items()}
-            left = rows.keys() - {subscription.name for subscription in mortal}
+                values = [{"subscription": name, "used": used} for name, used in noted.items()]
+                await connection.execute(statement, values)
             if left:
                 await connection.execute(delete(_USES).where(_USES.c.subscription.in_(left)))
-        # One that was deleted and made again was not used before.
-        return {s.name: (now - max(rows[s.name], s.created), rows[s.name]) for s in mortal}
 
     async def _delete(self, subscription: Subscription, used: float) -> bool:
         """Delete it, unless it was used meanwhile or another replica does; whether it was this one."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from plexus.client import problem
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
@@ -154,6 +155,34 @@ async def test_settings_change_by_mask_and_only_those_that_may(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.UpdateSubscription(request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_what_is_retained_and_when_it_expires_are_set_kept_and_taken_back(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    wanted = pb.Subscription(name="kept", topic="jobs", retain_acked=True)
+    wanted.ttl.FromSeconds(60)
+    wanted.expire_after.FromSeconds(90)
+    made = await stub.CreateSubscription(pb.CreateSubscriptionRequest(subscription=wanted))
+    assert (made.retain_acked, made.expire_after.seconds) == (True, 90)
+    request = pb.UpdateSubscriptionRequest(subscription=pb.Subscription(name="kept"))
+    request.update_mask.paths[:] = ["retain_acked", "expire_after"]
+    changed = await stub.UpdateSubscription(request)
+    assert (changed.retain_acked, changed.HasField("expire_after"), changed.ttl.seconds) == (False, False, 60)
+    request.subscription.expire_after.FromMilliseconds(500)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.UpdateSubscription(request)
+    assert [v.field for v in problem(caught.value).violations] == ["subscription.expire_after"]
+
+
+async def test_a_refused_batch_names_the_message_at_fault_and_none_of_it_is_stored(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    bad = pb.Message(retry=pb.RetryPolicy(max_attempts=1001))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Publish(pb.PublishRequest(topic="jobs", messages=[pb.Message(data=b"good"), bad]))
+    assert [v.field for v in problem(caught.value).violations] == ["messages[1].retry.max_attempts"]
+    assert (await stub.GetStats(pb.GetStatsRequest(subscription="work"))).ready == 0
 
 
 async def test_a_publishing_stream_is_answered_in_order_until_a_request_fails(

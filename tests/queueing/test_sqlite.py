@@ -11,7 +11,7 @@ import pytest
 
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.backends.sqlite.migrations import MIGRATIONS
-from services.queueing.kept import Where
+from services.queueing.kept import Position, Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError
 from tests.contracts.broker import BrokerContract
@@ -78,6 +78,32 @@ async def test_no_acknowledged_message_is_lost_by_a_kill(tmp_path: Path) -> None
             stored += bodies(found)
     assert set(confirmed) <= set(stored)
     assert len(stored) == len(set(stored))
+
+
+async def test_what_is_retained_for_long_enough_is_forgotten_with_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "queue.sqlite"
+    async with SqliteBroker(file) as broker:
+        await broker.create_topic(Topic("jobs"))
+        await subscribe(broker, retain_acked=True, ttl_s=3600)
+        await publish(broker, *map(str, range(300)))
+        deliveries = await pull(broker, count=300)
+        await broker.acknowledge("work", [delivery.ack_id for delivery in deliveries[:100]])
+        with sqlite3.connect(file) as db:  # all of it has grown old
+            db.execute("UPDATE messages SET published = published - 7200")
+        db.close()
+        await publish(broker, "young")
+        (young,) = await pull(broker)
+        left = [delivery.ack_id for delivery in deliveries[100:]]
+        await broker.acknowledge("work", [young.ack_id, *left])
+        with sqlite3.connect(file) as db:
+            ((before,),) = db.execute("SELECT count(*) FROM messages")
+        db.close()
+        assert before < 100  # what came after the last look at them
+        await broker.seek("work", Position(time=0))
+        assert bodies(await pull(broker)) == ["young"]
+        with sqlite3.connect(file) as db:
+            assert db.execute("SELECT count(*), sum(holders) FROM messages").fetchone() == (1, 1)
+        db.close()
 
 
 _BATCHES = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Retained:
     def __init__(self, database: Database, snapshots: Snapshots) -> None:
         self._db = database.connection
         self._snapshots = snapshots
-        self._kept = 0
+        self._kept: Counter[str] = Counter()
 
     def keep(self, subscription: Subscription, number: int) -> str:
         """Take a delivery over; gives its ordering key."""
@@ -35,8 +36,8 @@ class Retained:
             (subscription.name, number),
         ).fetchall()
         self._take(subscription, "AND message = ?", number)
-        self._kept += 1
-        if self._kept % _PRUNE_EVERY == 1:
+        self._kept[subscription.name] += 1
+        if self._kept[subscription.name] % _PRUNE_EVERY == 1:
             self.prune(subscription)
         return key
 
@@ -72,3 +73,4 @@ class Retained:
     def release(self, subscription: str) -> None:
         """Forget all that is kept for a subscription."""
         self._snapshots.release(holder(subscription))
+        del self._kept[subscription]
