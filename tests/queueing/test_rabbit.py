@@ -21,7 +21,7 @@ from services.queueing.state import Database
 from services.runtime.errors import UnimplementedError
 from tests.contracts.broker import BrokerContract
 from tests.contracts.broker_snapshots import SnapshotContract
-from tests.contracts.broker_steps import publish, settled, subscribe
+from tests.contracts.broker_steps import publish, subscribe
 from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
@@ -55,15 +55,6 @@ class TestRabbitBroker(BrokerContract, SnapshotContract):
         assert await broker.get_topic("kept") == changed
         with pytest.raises(UnimplementedError):  # a stream's arguments are fixed
             await broker.update_topic(replace(topic, retention_s=120))
-
-    async def test_what_was_not_compared_with_a_filter_yet_is_told(self, broker: Broker) -> None:
-        await subscribe(broker, filter="attributes:wanted")
-        for attributes, count in (({"wanted": ""}, 600), ({"wanted": ""}, 600), ({}, 300)):
-            await broker.publish("jobs", [Message(b"", attributes) for _ in range(count)])
-        assert await settled(broker, ready=1500)
-        async with asyncio.timeout(60):
-            while (await broker.stats("work")).unexamined != 500:  # noqa: ASYNC110 - polls a server
-                await asyncio.sleep(0.05)
 
     async def test_a_log_forgets_what_is_too_old_or_too_much(self, broker: Broker) -> None:
         """A stream forgets by whole segments, the last of which it keeps."""

@@ -918,8 +918,8 @@ class Stats(_message.Message):
     """Given up."""
     unexamined: _builtins.int
     """How many of the ready ones wait in RabbitMQ and were not compared yet with the subscription's filter, or with the time that
-    Seek set it to, so that some of them may never be delivered. The first thousand that pass have been compared. Always 0
-    with neither, and on SQLite.
+    Seek set it to, so that some of them may never be delivered. Some hundreds that pass are compared ahead. Always 0 with
+    neither, and on SQLite.
     """
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
