@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 import grpc.aio
 
 from plexus.queueing.v1 import queueing_pb2_grpc
+from services.cli.supervisor.backend import collect_seldom
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.servicer import QueueingServicer
@@ -129,4 +130,5 @@ async def _main(port: str, folder: str, amqp_url: str = "", state_url: str = "")
 
 
 if __name__ == "__main__":
+    collect_seldom()  # as every service does
     asyncio.run(_main(*sys.argv[1:]))

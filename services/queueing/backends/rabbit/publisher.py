@@ -7,11 +7,13 @@ import time
 from typing import TYPE_CHECKING, cast
 
 import aio_pika
-from aiormq.abc import ChannelFrame, DeliveredMessage
+from aiormq.abc import ChannelFrame
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
+from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 
+from services.queueing.backends.rabbit.confirmations import Confirmations
 from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
 from services.queueing.backends.rabbit.topology import DEAD, EXCHANGES, UNCLAIMED
 from services.queueing.backends.rabbit.wire import AGAIN
@@ -20,7 +22,6 @@ from services.runtime.errors import PlexusError, ResourceExhaustedError, Unavail
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aiormq.abc import FrameType
     from aiormq.channel import Channel
 
     from services.queueing.backends.rabbit.link import Link
@@ -86,7 +87,7 @@ class Publisher:
         left = list(range(len(packets)))
         while left:
             failure: PlexusError = away()
-            confirmations: Sequence[asyncio.Future[object]] = ()
+            confirmations: Confirmations | None = None
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     confirmations = await self._write(exchange, [packets[number] for number in left])
@@ -99,7 +100,7 @@ class Publisher:
             except asyncio.CancelledError:
                 if not interrupted():
                     raise
-            if confirmations:
+            if confirmations is not None:
                 left = await self._confirmed(left, confirmations, routed, deadline)
             if left:
                 await self._before_again([packets[number][1] for number in left], deadline, failure)
@@ -113,62 +114,51 @@ class Publisher:
             packet.headers[AGAIN] = 1  # it may be there, unconfirmed
         await asyncio.sleep(_RETRY_S)
 
-    async def _write(
-        self, exchange: str, packets: Sequence[tuple[str, Packet]]
-    ) -> list[asyncio.Future[object]]:
-        """Send messages in one piece; the futures of their confirmations.
+    async def _write(self, exchange: str, packets: Sequence[tuple[str, Packet]]) -> Confirmations:
+        """Send messages in one piece.
 
-        aiormq's own `basic_publish` takes a task, two locks and a flush for each message, which is most of
-        what a publish costs; what it keeps of each is what is kept here.
+        aiormq's own `basic_publish` takes a task, two locks, a flush and a future for each message, which is
+        most of what a publish costs.
         """
         channel = await self._ready()
-        frames: list[FrameType | ContentBody] = []
-        size = channel.max_content_size
+        frames: list[bytes] = []
+        publishes: dict[str, bytes] = {}  # most go the same way
+        size, number = channel.max_content_size, channel.number
         for key, packet in packets:
-            frames.append(Basic.Publish(exchange=exchange, routing_key=key, mandatory=True))
+            if key not in publishes:
+                publish = Basic.Publish(exchange=exchange, routing_key=key, mandatory=True)
+                publishes[key] = marshal(publish, number)
             properties = Basic.Properties(
                 headers=dict(packet.headers), message_id=packet.message_id, delivery_mode=_PERSISTENT
             )
-            frames.append(ContentHeader(properties=properties, body_size=len(packet.data)))
-            frames += [
-                ContentBody(packet.data[start : start + size]) for start in range(0, len(packet.data), size)
-            ]
-        confirmations: list[asyncio.Future[object]] = []
+            header = ContentHeader(properties=properties, body_size=len(packet.data))
+            frames += (publishes[key], marshal(header, number))
+            for start in range(0, len(packet.data), size):
+                frames.append(marshal(ContentBody(packet.data[start : start + size]), number))
+        written = ChannelFrame(payload=b"".join(frames), should_close=False)
         async with channel.lock:
-            # Numbered in the order of writing; nothing comes between the two lines but other's waiting.
-            await channel.write_queue.put(ChannelFrame.marshall(channel.number, frames))
-            for _, packet in packets:
-                channel.delivery_tag += 1
-                confirmation = channel.create_future()
-                channel.confirmations[channel.delivery_tag] = confirmation
-                channel.message_id_delivery_tag[packet.message_id] = channel.delivery_tag
-                confirmations.append(confirmation)
-        return confirmations
+            # Numbered in the order of writing; nothing comes between the two lines but others' waiting.
+            await channel.write_queue.put(written)
+            return Confirmations(channel, [packet.message_id for _, packet in packets])
 
     async def _confirmed(
-        self,
-        numbers: Sequence[int],
-        confirmations: Sequence[asyncio.Future[object]],
-        routed: list[bool],
-        deadline: float,
+        self, numbers: Sequence[int], confirmations: Confirmations, routed: list[bool], deadline: float
     ) -> list[int]:
         """Note what has been confirmed; which are to be published again."""
         try:
-            _, waiting = await asyncio.wait(confirmations, timeout=max(0.0, deadline - time.monotonic()))
-        except BaseException:
-            for confirmation in confirmations:
-                confirmation.cancel()
-            raise
+            _, waiting = await asyncio.wait(
+                [confirmations.done], timeout=max(0.0, deadline - time.monotonic())
+            )
+        finally:
+            confirmations.end()
         if waiting:
-            for confirmation in waiting:
-                confirmation.cancel()
             raise _blocked(self._link.blocked)
         failed = []
-        for number, confirmation in zip(numbers, confirmations, strict=True):
-            if confirmation.cancelled() or confirmation.exception() is not None:
+        for number, found in zip(numbers, confirmations.routed(), strict=True):
+            if found is None:
                 failed.append(number)
             else:
-                routed[number] = not isinstance(confirmation.result(), DeliveredMessage)
+                routed[number] = found
         return failed
 
 
