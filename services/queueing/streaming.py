@@ -110,23 +110,36 @@ class Consumer:
 
     async def _read(self, instructions: AsyncIterator[Instructions]) -> None:
         async for said in instructions:
-            expired: list[str] = []
             if said.drain:
                 self._draining.set()
-            if said.acknowledge:
-                expired += await self._broker.acknowledge(self._subscription, said.acknowledge)
-            if said.refusals:
-                expired += await self._broker.nack(self._subscription, said.refusals)
-            if said.extensions:
-                expired += await self._broker.extend(self._subscription, said.extensions)
-            done = [*said.acknowledge, *(refusal.ack_id for refusal in said.refusals), *expired]
-            done += [ack_id for ack_id, seconds in said.extensions if seconds == 0]
+            done = [*said.acknowledge, *(refusal.ack_id for refusal in said.refusals)]
+            # The consumer has room for others from now on, while these are being made durable.
+            settling = {ack_id: self._held.pop(ack_id) for ack_id in done if ack_id in self._held}
+            if settling:
+                self._room.set()
+            try:
+                expired = await self._settle(said)
+            except BaseException:
+                self._held |= settling  # with the stream's end they are free
+                raise
+            done = [*expired, *(ack_id for ack_id, seconds in said.extensions if seconds == 0)]
             for ack_id in done:
                 self._held.pop(ack_id, None)
             if done:
                 self._room.set()
             if expired:
                 await self._out.put(Batch([], expired))
+
+    async def _settle(self, said: Instructions) -> list[str]:
+        """Do what is said; gives the ids whose lease had ended."""
+        expired: list[str] = []
+        if said.acknowledge:
+            expired += await self._broker.acknowledge(self._subscription, said.acknowledge)
+        if said.refusals:
+            expired += await self._broker.nack(self._subscription, said.refusals)
+        if said.extensions:
+            expired += await self._broker.extend(self._subscription, said.extensions)
+        return expired
 
     async def _pull(self) -> None:
         while not self._draining.is_set():
