@@ -2,14 +2,16 @@
 
 The service is a process of its own; RabbitMQ is one node on this machine. Messages are persistent and every
 publish waits for its confirmation, bare ones too. Bare SQLite inserts as many bytes, in as large
-transactions, with the same fsync. Bare and Plexus take turns, and a ratio is the median of the turns'. Celery
-and Plexus's publisher and subscriber run the same task on the same broker.
+transactions, with the same fsync. Bare and Plexus take turns, Celery and Plexus too, and a ratio is the
+median of the turns'. What is equal between Celery and Plexus is said in broker/tasks.py.
 
-The last line is one JSON object, of the first size: publish_ratio and consume_ratio (Plexus on RabbitMQ over
-bare aio-pika with 256 publishes in flight, consuming with a prefetch of 100; bars 0.7), celery_ratio (tasks a
-second from the first sent until the last has run, over Celery; bar 3), celery_queued_ratio (tasks that were
-all sent before), sqlite_batch_per_s (bar 10,000), sqlite_ratio (over bare SQLite), p50_ms and p99_ms (end to
-end on RabbitMQ at a fixed rate).
+The last line is one JSON object, of the first size, with that of each further size under its number:
+publish_ratio and consume_ratio (Plexus on RabbitMQ over bare aio-pika with 256 publishes in flight,
+consuming with a prefetch of 100; bars 0.7), celery_ratio (tasks a second from the first sent until the last
+has run, over Celery; bar 3), celery_unconfirmed_ratio (over Celery as it is by default, which does not ask
+the broker whether it has the message), celery_queued_ratio (tasks that were all sent before: worker over
+worker), sqlite_batch_per_s (bar 10,000), sqlite_ratio (over bare SQLite), p50_ms and p99_ms (end to end on
+RabbitMQ at a fixed rate), load (of the machine, one minute's, at the end).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -25,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.broker.bare import BATCH, IN_FLIGHT, bare_rabbit, bare_sqlite, in_flight, rate
-from benchmarks.broker.tasks import celery_tasks, plexus_tasks
+from benchmarks.broker.tasks import Rates, celery_tasks, plexus_tasks
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1.queueing_pb2_grpc import QueueingServiceStub
 from tests.servers.programs import RABBITMQ
@@ -219,29 +222,40 @@ async def on_sqlite(folder: Path, count: int, size: int) -> dict[str, float]:
     }
 
 
-async def measure(server: RabbitServer, folder: Path, count: int, sizes: list[int]) -> dict[str, float]:
-    """All of it; the figures are of the first size."""
-    figures: dict[str, float] = {}
-    for size in sizes:
-        with server.vhost() as vhost:
-            rabbit = await on_rabbit(server.url(vhost), folder / f"rabbit-{size}", count, size)
-        sqlite = await on_sqlite(folder / f"sqlite-{size}", count, size)
-        figures = figures or rabbit | sqlite
-    return figures
+async def measure(server: RabbitServer, folder: Path, count: int, size: int) -> dict[str, float]:
+    """Messages of one size on both backends."""
+    with server.vhost() as vhost:
+        rabbit = await on_rabbit(server.url(vhost), folder / f"rabbit-{size}", count, size)
+    return rabbit | await on_sqlite(folder / f"sqlite-{size}", count, size)
 
 
 def tasks(server: RabbitServer, folder: Path, count: int, size: int) -> dict[str, float]:
-    """Celery's workers and Plexus's."""
+    """Celery's workers and Plexus's, in turns."""
     folder.mkdir()
+    rounds: list[dict[str, Rates]] = []
     with server.vhost() as vhost, QueueingServer(folder, server.url(vhost)) as served:
-        celery = celery_tasks(server.url(vhost), folder / "celery", count, size)
-        plexus = plexus_tasks(f"127.0.0.1:{served.port}", folder / "plexus", count, size)
-    for name, (together, queued) in (("celery", celery), ("plexus", plexus)):
-        print(f"{name:<10}{size:>7} B  {'tasks sent and run':<22}{together:>10.1f}")
-        print(f"{name:<10}{size:>7} B  {'tasks queued before':<22}{queued:>10.1f}", flush=True)
+        target = f"127.0.0.1:{served.port}"
+        for number in range(ROUNDS):
+            found: dict[str, Rates] = {}
+            for name, confirm in (("celery", True), ("celery default", False)):
+                with server.vhost() as own:
+                    file = folder / f"{name}-{number}"
+                    found[name] = celery_tasks(server.url(own), file, count, size, confirm=confirm)
+            found["plexus"] = plexus_tasks(target, folder / f"plexus-{number}", count, size)
+            rounds.append(found)
+    for name in rounds[0]:
+        for what in ("together", "queued"):
+            rate_ = statistics.median(getattr(found[name], what) for found in rounds)
+            print(f"{name:<16}{size:>7} B  tasks {what:<16}{rate_:>10.1f}", flush=True)
+
+    def ratio(what: str, other: str = "celery") -> float:
+        quotients = [getattr(found["plexus"], what) / getattr(found[other], what) for found in rounds]
+        return float(round(statistics.median(quotients), 2))
+
     return {
-        "celery_ratio": round(plexus[0] / celery[0], 2),
-        "celery_queued_ratio": round(plexus[1] / celery[1], 2),
+        "celery_ratio": ratio("together"),
+        "celery_unconfirmed_ratio": ratio("together", "celery default"),
+        "celery_queued_ratio": ratio("queued"),
     }
 
 
@@ -256,11 +270,15 @@ def main() -> None:
         (folder / "rabbitmq").mkdir()
         with RabbitServer(RABBITMQ.provide(), folder / "rabbitmq") as server:
             count = max(options.messages // ROUNDS, IN_FLIGHT)
-            figures = asyncio.run(measure(server, folder, count, options.sizes))
-            figures |= tasks(server, folder / "tasks", count, options.sizes[0])
+            by_size: dict[int, dict[str, float]] = {}
+            for size in options.sizes:
+                by_size[size] = asyncio.run(measure(server, folder, count, size))
+                by_size[size] |= tasks(server, folder / f"tasks-{size}", max(count // 2, IN_FLIGHT), size)
+                by_size[size]["load"] = round(os.getloadavg()[0], 1)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(figures))
+    first, *others = options.sizes
+    print(json.dumps(by_size[first] | {str(size): by_size[size] for size in others}))
 
 
 if __name__ == "__main__":
