@@ -280,6 +280,16 @@ async def test_a_statement_that_takes_too_long_ends(url: str) -> None:
                 await connection.execute(select(func.pg_sleep(60)))
 
 
+async def test_a_text_with_nul_is_the_callers_mistake(url: str) -> None:
+    async with Database(url) as database:
+        await database.migrate(FIRST)
+        with pytest.raises(InvalidArgumentError, match="NUL") as caught:
+            await write(database, "a\0b")
+        assert caught.value.reason == "INVALID_TEXT"
+        await write(database, "ab")
+        assert await bodies(database) == ["ab"]
+
+
 async def test_callers_beyond_the_pool_wait_and_then_are_told(url: str) -> None:
     async with Database(url, pool_size=1, wait_s=0.2) as database, database.reading() as connection:
         await connection.execute(select(1))

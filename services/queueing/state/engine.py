@@ -30,6 +30,7 @@ _SERVERS = ("postgresql://", "postgres://")
 _GRACE_S = 2.0
 _LOST = (InterfaceError, OperationalError, OSError, asyncpg.InterfaceError)
 _DISK_FULL = "53100"
+_NOT_TEXT = "22021"
 _AWAY = ("08", "53", "57", "40", "55P03", "25P03")
 """SQLSTATEs of what passes: connections, resources, stops and cancelled statements, conflicts, locks."""
 
@@ -157,6 +158,7 @@ def state_errors() -> Iterator[None]:
     Raises:
         UnavailableError: It cannot be reached, is stopping, or did not do it in time.
         ResourceExhaustedError: Its disk is full.
+        InvalidArgumentError: PostgreSQL was given a text with the character NUL.
     """
     try:
         yield
@@ -174,6 +176,8 @@ def _translated(error: Exception) -> Exception | None:
     code = getattr(origin, "sqlstate", None) or ""
     if is_full(origin) or code == _DISK_FULL:
         return full_disk()
+    if code == _NOT_TEXT:  # of a name somebody asked for; SQLite keeps it
+        return InvalidArgumentError("a text must not have the character NUL", reason="INVALID_TEXT")
     if isinstance(error, PoolTimeoutError):
         return unavailable("all connections to the state's database are in use")
     if isinstance(origin, sqlite3.Error):
