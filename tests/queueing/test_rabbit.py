@@ -12,16 +12,18 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from services.queueing.backends.rabbit import snapshots
 from services.queueing.backends.rabbit.store import SqlState
 from services.queueing.backends.rabbit.store.tables import METADATA, SCHEMA
+from services.queueing.backends.rabbit.topology import snapshot_name
 from services.queueing.domain import Message
-from services.queueing.kept import Events
+from services.queueing.kept import Events, Position
 from services.queueing.resources import Topic
 from services.queueing.state import Database
-from services.runtime.errors import UnimplementedError
+from services.runtime.errors import ResourceExhaustedError, UnimplementedError
 from tests.contracts.broker import BrokerContract
 from tests.contracts.broker_snapshots import SnapshotContract
-from tests.contracts.broker_steps import publish, subscribe
+from tests.contracts.broker_steps import bodies, publish, pull, subscribe
 from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from tests.servers.rabbitmq import RabbitServer
 
 pytestmark = pytest.mark.timeout(400)  # the first test starts the server
+PATIENCE_S = 120.0
 
 
 @pytest.fixture
@@ -132,6 +135,46 @@ async def broker_of_jobs(url: str, state_url: str) -> AsyncIterator[RabbitBroker
     async with rabbit_broker(url, state_url) as broker:
         await broker.create_topic(Topic("jobs"))
         yield broker
+
+
+async def drained(broker: RabbitBroker, count: int) -> list[int]:
+    """So many messages, acknowledged, as sorted numbers."""
+    found: list[int] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while len(found) < count:
+            deliveries = await pull(broker, wait_s=5)
+            await broker.acknowledge("work", [delivery.ack_id for delivery in deliveries])
+            found += map(int, bodies(deliveries))
+    return sorted(found)
+
+
+async def test_what_falls_due_while_a_snapshot_is_made_is_in_it(broker_of_jobs: RabbitBroker) -> None:
+    broker, count = broker_of_jobs, 300
+    await subscribe(broker)
+    await broker.publish("jobs", [Message(b"%d" % n, delay_s=0.05 + n / count) for n in range(count)])
+    names = ["a", "b", "c"]
+    for name in names:
+        await broker.create_snapshot(name, "work", {})
+    for name in names:
+        await broker.seek("work", Position(snapshot=name))
+        assert await drained(broker, count) == list(range(count))
+
+
+async def test_a_snapshot_that_cannot_be_made_leaves_nothing(
+    broker_of_jobs: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "_MAX_MESSAGES", 3)
+    await subscribe(broker_of_jobs)
+    await publish(broker_of_jobs, *map(str, range(5)))
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await broker_of_jobs.create_snapshot("now", "work", {})
+    assert caught.value.reason == "SNAPSHOT_TOO_LARGE"
+    with rabbitmq.http() as http:
+        queues = {queue["name"] for queue in http.get(f"/queues/{rabbitmq_vhost}").json()}
+    assert queues
+    assert not [name for name in queues if name.startswith(snapshot_name(""))]
+    assert await drained(broker_of_jobs, 5) == list(range(5))
+    await broker_of_jobs.create_snapshot("now", "work", {})
 
 
 async def test_a_publish_is_acknowledged_when_its_new_queues_are_on_disk_too(

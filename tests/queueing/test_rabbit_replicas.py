@@ -253,3 +253,18 @@ async def test_a_seek_clears_what_either_holds(two: Two) -> None:
     assert await second.acknowledge("reader", ids) == ids
     found = await drained(two, 5, "reader")
     assert sorted(bodies(found)) == [str(number) for number in range(5)]
+
+
+async def test_what_the_other_consumes_in_order_cannot_be_in_a_snapshot(two: Two) -> None:
+    first, second = two
+    await subscribe(first, ordered=True)
+    await publish(first, "a", "b", ordering_key="k")
+    (held,) = await pull(first, wait_s=30)
+    with pytest.raises(FailedPreconditionError) as caught:
+        await second.create_snapshot("now", "work", {})
+    assert caught.value.reason == "SUBSCRIPTION_IN_USE"
+    assert await second.acknowledge("work", [held.ack_id]) == []
+    await first.create_snapshot("now", "work", {})  # nothing of the other attempt is in the way
+    assert bodies(await drained(two, 1)) == ["b"]
+    await second.seek("work", Position(snapshot="now"))
+    assert bodies(await drained(two, 1)) == ["b"]
