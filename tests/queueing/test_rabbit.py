@@ -13,11 +13,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from services.queueing.backends.rabbit import snapshots
+from services.queueing.backends.rabbit.state import Deferral
 from services.queueing.backends.rabbit.store import SqlState
 from services.queueing.backends.rabbit.store.tables import METADATA, SCHEMA
 from services.queueing.backends.rabbit.topology import snapshot_name
+from services.queueing.backends.rabbit.wire import fresh
 from services.queueing.domain import Message
-from services.queueing.kept import Events, Position
+from services.queueing.kept import Events
 from services.queueing.resources import Topic
 from services.queueing.state import Database
 from services.runtime.errors import ResourceExhaustedError, UnimplementedError
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from services.queueing.backends.rabbit import RabbitBroker
     from services.queueing.domain import Broker
+    from tests.servers.postgres import PostgresServer
     from tests.servers.rabbitmq import RabbitServer
 
 pytestmark = pytest.mark.timeout(400)  # the first test starts the server
@@ -93,13 +96,15 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 
 async def test_of_two_who_publish_the_same_at_once_one_does(state_url: str, stack: AsyncExitStack) -> None:
-    state = await open_state(stack, state_url)
+    state = await open_state(stack, state_url, hold_s=600)
     topic = await state.create_topic(Topic("jobs"))
     message = Message(b"", dedup_id="a\0b")
     found = await asyncio.gather(*(state.reserve(topic, [(message, str(n))]) for n in range(20)))
     assert sum(reservation.ours for (reservation,) in found) == 1
     assert len({reservation.message_id for (reservation,) in found}) == 1
     assert not any(reservation.published for (reservation,) in found)
+    (waiting,) = await state.reserve(topic, [(message, "later")])
+    assert not (waiting.published or waiting.ours)
     await state.confirmed(topic, [message])
     (again,) = await state.reserve(topic, [(message, "other")])
     assert (again.published, again.ours, again.message_id) == (True, False, found[0][0].message_id)
@@ -119,6 +124,17 @@ async def test_an_id_whose_message_was_not_confirmed_is_given_again_for_the_same
         while not (reservation := (await state.reserve(topic, [(message, "second")]))[0]).ours:  # noqa: ASYNC110 - polls a database
             await asyncio.sleep(0.01)
     assert (reservation.message_id, reservation.published) == ("first", False)
+
+
+async def test_what_is_due_is_moved_by_one_replica(postgres: PostgresServer, stack: AsyncExitStack) -> None:
+    url = stack.enter_context(postgres.database())
+    states = [await open_state(stack, url) for _ in range(2)]
+    await states[0].defer([Deferral("work", fresh("jobs", Message(b""), name, 0.0), 1.0) for name in "ab"])
+    async with states[0].due(1) as first, states[1].due(9) as second:
+        moved = [entry.carried.stored.message_id for entry in (*first, *second)]
+        assert (len(first), sorted(moved)) == (1, ["a", "b"])
+    async with states[1].due(9) as rest:
+        assert rest == []
 
 
 async def test_a_topic_that_is_made_again_knows_no_ids(broker_of_jobs: RabbitBroker) -> None:
@@ -146,18 +162,6 @@ async def drained(broker: RabbitBroker, count: int) -> list[int]:
             await broker.acknowledge("work", [delivery.ack_id for delivery in deliveries])
             found += map(int, bodies(deliveries))
     return sorted(found)
-
-
-async def test_what_falls_due_while_a_snapshot_is_made_is_in_it(broker_of_jobs: RabbitBroker) -> None:
-    broker, count = broker_of_jobs, 300
-    await subscribe(broker)
-    await broker.publish("jobs", [Message(b"%d" % n, delay_s=0.05 + n / count) for n in range(count)])
-    names = ["a", "b", "c"]
-    for name in names:
-        await broker.create_snapshot(name, "work", {})
-    for name in names:
-        await broker.seek("work", Position(snapshot=name))
-        assert await drained(broker, count) == list(range(count))
 
 
 async def test_a_snapshot_that_cannot_be_made_leaves_nothing(

@@ -209,10 +209,6 @@ class Outgoing:
             if not all(await self._publisher.publish(DIRECT, returned)):
                 raise _unroutable()
 
-    def paused(self) -> asyncio.Lock:
-        """While this is held, nothing that is due is moved."""
-        return self._moving
-
     # What is due.
 
     async def move_due(self) -> None:

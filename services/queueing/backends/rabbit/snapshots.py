@@ -152,14 +152,18 @@ class Snapshots:
     async def _capture(
         self, subscription: Subscription, held: Callable[[], Sequence[Carried]]
     ) -> list[Carried]:
-        """What the subscription holds, in order; nothing moves from the state into the queues meanwhile."""
-        async with self._outgoing.paused():
-            async with self._link.lent() as channel:
-                queued = await self._queued(channel, subscription)
-                # After the queues: what came from there in the meantime is here, or settled.
-                here = held()
-            later = await self._state.deferred_messages(subscription.name, _MAX_MESSAGES)
-        different = {(c.stored.message_id, c.copy): c for c in (*here, *queued, *later)}
+        """What the subscription holds, in order.
+
+        The state is read before the queues and after them: messages go from one to the other meanwhile, moved
+        by this replica or another, and each is found in at least one of the three.
+        """
+        earlier = await self._state.deferred_messages(subscription.name, _MAX_MESSAGES)
+        async with self._link.lent() as channel:
+            queued = await self._queued(channel, subscription)
+            # After the queues: what came from there in the meantime is here, or settled.
+            here = held()
+        later = await self._state.deferred_messages(subscription.name, _MAX_MESSAGES)
+        different = {(c.stored.message_id, c.copy): c for c in (*here, *queued, *later, *earlier)}
         return [carried for carried in different.values() if subscription.wants(carried.stored.attributes)]
 
     async def _queued(self, channel: AbstractChannel, subscription: Subscription) -> list[Carried]:
