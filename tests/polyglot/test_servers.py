@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from tests.polyglot.callers import environment, joined
 from tests.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from tests.polyglot.callers import Calling
@@ -68,23 +69,21 @@ class World:
             yield running
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path, free_port())
-    control = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.mesh.peers", "control", str(made.state), str(made.port)),
-        stdout=asyncio.subprocess.PIPE,
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("world"), free_port())
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.mesh.peers", "control", str(made.state), str(made.port)],
+        stdout=subprocess.PIPE,
         env=made.environment,
         cwd=REPOSITORY,
-    )
-    try:
-        assert control.stdout is not None
-        assert json.loads(await asyncio.wait_for(control.stdout.readline(), WITHIN_S))["ready"] == made.port
-        yield made
-    finally:
-        control.kill()
-        await control.wait()
-        control._transport.close()  # type: ignore[attr-defined]  # else closed with a warning
+    ) as control:
+        try:
+            assert control.stdout is not None
+            assert json.loads(control.stdout.readline())["ready"] == made.port
+            yield made
+        finally:
+            control.kill()
 
 
 async def pid_of(server: Calling) -> int:
@@ -107,9 +106,7 @@ async def test_a_program_that_tells_its_health_is_called_while_it_says_that_it_s
         await world.until(lambda found: found == {port: "serving"})
 
 
-@pytest.mark.parametrize(
-    ("check", "offers"), [("auto", ()), ("auto", ("--any",)), ("tcp", ("--health",)), ("none", ())]
-)
+@pytest.mark.parametrize(("check", "offers"), [("auto", ("--any",)), ("tcp", ("--health",)), ("none", ())])
 async def test_a_program_that_is_not_asked_is_believed_to_serve_while_its_port_answers(
     world: World, check: str, offers: tuple[str, ...]
 ) -> None:
