@@ -104,7 +104,8 @@ async def test_of_two_who_publish_the_same_at_once_one_does(state_url: str, stac
     assert len({reservation.message_id for (reservation,) in found}) == 1
     assert not any(reservation.published for (reservation,) in found)
     (waiting,) = await state.reserve(topic, [(message, "later")])
-    assert not (waiting.published or waiting.ours)
+    assert not waiting.published
+    assert not waiting.ours
     await state.confirmed(topic, [message])
     (again,) = await state.reserve(topic, [(message, "other")])
     assert (again.published, again.ours, again.message_id) == (True, False, found[0][0].message_id)
