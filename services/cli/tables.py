@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _MIB = 1024 * 1024
@@ -28,7 +29,7 @@ def status_table(answer: dict[str, Any]) -> None:
                 f"see `plexus logs {row['service']}`"
             )
         if row["waits_for"]:
-            notes.append(f"{row['service']} waits for {row['waits_for']}")
+            notes.append(f"{row['service']} waits for {escape(row['waits_for'])}")
         table.add_row(
             row["service"],
             f"[{style}]{row['state']}[/{style}]" if style else row["state"],
