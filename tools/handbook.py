@@ -87,7 +87,7 @@ def cli() -> str:
         for each in options:
             names = ", ".join(f"`{name}`" for name in (*each.opts, *each.secondary_opts))
             default = each.default
-            shown = default not in (None, False, ()) and not each.secondary_opts
+            shown = default not in (None, False, (), "") and not each.secondary_opts
             rows.append((names, (each.help or "") + (f" Default `{default}`." if shown else "")))
         lines += _table(("argument or option", "meaning"), rows)
     return "\n".join(lines).rstrip() + "\n"

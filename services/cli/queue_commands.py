@@ -243,15 +243,7 @@ def topics_ls(
     if as_json:
         print_json(found)
         return
-    rows = [
-        (
-            each["name"],
-            each.get("retention", "") if each.get("log") else "",
-            queue_tables.time(each, "createTime"),
-        )
-        for each in found
-    ]
-    queue_tables.show(("TOPIC", "LOG KEPT", "CREATED"), rows)
+    queue_tables.topics(found)
 
 
 @topics_app.command("create")

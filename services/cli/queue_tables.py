@@ -5,37 +5,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from services.cli.queue import readable
+from services.cli.tables import plain, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SHOWN = 60
-_WIDTH = 10_000
-_RIGHT = {"READY", "LEASED", "DELAYED", "DEAD", "ATTEMPT", "ATTEMPTS", "BYTES"}
-
-
-def show(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; nothing but a remark on the side if it is empty."""
-    if not rows:
-        Console(stderr=True).print("nothing there", style="dim")
-        return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in _RIGHT else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_escaped(str(cell)) for cell in row))
-    # As wide as it is: a name or an id that is cut is of no use.
-    Console(highlight=False, soft_wrap=True, width=_WIDTH).print(table)
-
-
-def _escaped(text: str) -> str:
-    """What somebody published is data, neither markup nor control of the terminal."""
-    plain = "".join(each if each.isprintable() else "\ufffd" for each in text)
-    return plain.replace("[", "\\[")
 
 
 def content(message: dict[str, Any]) -> str:
@@ -139,4 +115,4 @@ def dead_letters(letters: Sequence[dict[str, Any]]) -> None:
 def line(message: dict[str, Any]) -> str:
     """A message of `tail`; for a terminal without what controls it."""
     text = "  ".join(filter(None, (time(message, "publishTime"), content(message), attributes(message))))
-    return "".join(each if each.isprintable() else "\ufffd" for each in text) if sys.stdout.isatty() else text
+    return plain(text) if sys.stdout.isatty() else text

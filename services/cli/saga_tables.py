@@ -6,48 +6,51 @@ import json
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from services.cli.saga import short
+from services.cli.tables import plain, show
 
 _STYLES = {"stuck": "red", "succeeded": "green", "running": "cyan", "compensating": "yellow"}
+_SHOWN = 60
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, no_wrap=heading != "ERROR")
-    return table
-
-
-def _state(value: str) -> str:
+def _state(value: str) -> Text:
     text = short(value)
-    style = _STYLES.get(text)
-    return f"[{style}]{text}[/{style}]" if style else text
+    return Text(text, _STYLES.get(text, ""))
 
 
 def sagas_table(sagas: list[dict[str, Any]]) -> None:
     """Print `plexus saga ls`."""
-    table = _table("ID", "DEFINITION", "STATE", "STARTED", "ERROR")
-    for saga in sagas:
-        table.add_row(
-            saga["id"],
-            f"{saga['definition']} v{saga['version']}",
-            _state(saga["state"]),
-            saga["createTime"],
-            escape(_error(saga)),
-        )
-    Console(highlight=False).print(table)
+    show(
+        ("ID", "DEFINITION", "STATE", "STARTED", "ERROR"),
+        [
+            (
+                saga["id"],
+                f"{saga['definition']} v{saga['version']}",
+                _state(saga["state"]),
+                saga["createTime"],
+                _error(saga),
+            )
+            for saga in sagas
+        ],
+    )
 
 
 def definitions_table(definitions: list[dict[str, Any]]) -> None:
     """Print `plexus saga ls --definitions`."""
-    table = _table("NAME", "VERSION", "CHANGED", "STEPS")
-    for one in definitions:
-        steps = " > ".join(step["name"] for step in one["steps"])
-        table.add_row(one["name"], str(one["version"]), one["updateTime"], steps)
-    Console(highlight=False).print(table)
+    show(
+        ("NAME", "VERSION", "CHANGED", "STEPS"),
+        [
+            (
+                one["name"],
+                one["version"],
+                one["updateTime"],
+                " > ".join(step["name"] for step in one["steps"]),
+            )
+            for one in definitions
+        ],
+    )
 
 
 def saga_table(saga: dict[str, Any]) -> None:
@@ -55,20 +58,25 @@ def saga_table(saga: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     cause = short(saga.get("cause", ""))
     why = "" if cause in {"", "unspecified"} else f" ({cause})"
-    console.print(f"{saga['id']}  {saga['definition']} v{saga['version']}  {_state(saga['state'])}{why}")
+    console.print(
+        Text(f"{saga['id']}  {saga['definition']} v{saga['version']}  ") + _state(saga["state"]) + why
+    )
     if saga.get("errorCode"):
-        console.print(_error(saga), style="red", markup=False)
-    table = _table("STEP", "STATE", "ATTEMPTS", "UNDO", "RESULT", "ERROR")
-    for step in saga["steps"]:
-        table.add_row(
-            step["name"],
-            _state(step["state"]),
-            str(step.get("attempts") or ""),
-            str(step.get("compensationAttempts") or ""),
-            escape(json.dumps(step["result"], ensure_ascii=False)[:60]) if "result" in step else "",
-            escape(_error(step)),
-        )
-    console.print(table)
+        console.print(plain(_error(saga)), style="red", markup=False)
+    show(
+        ("STEP", "STATE", "ATTEMPTS", "UNDONE", "RESULT", "ERROR"),
+        [
+            (
+                step["name"],
+                _state(step["state"]),
+                step.get("attempts") or "",
+                step.get("compensationAttempts") or "",
+                json.dumps(step["result"], ensure_ascii=False)[:_SHOWN] if "result" in step else "",
+                _error(step),
+            )
+            for step in saga["steps"]
+        ],
+    )
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -79,7 +87,7 @@ def event_line(event: dict[str, Any]) -> str:
     where = f"{undo}{step}{number}: " if step else ""
     error = _error(event)
     kind = short(event["type"]).replace("_", " ")
-    return f"{event['revision']:>4}  {event['time']}  {where}{kind}{f'  {error}' if error else ''}"
+    return plain(f"{event['revision']:>4}  {event['time']}  {where}{kind}{f'  {error}' if error else ''}")
 
 
 def _error(value: dict[str, Any]) -> str:

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MIB = 1024 * 1024
 _STYLES = {"serving": "green", "backoff": "red", "starting": "yellow", "stopping": "yellow"}
 _HEADINGS = ("SERVICE", "STATE", "ADDRESS", "PID", "MEMORY", "UPTIME", "RESTARTS")
 _RIGHT = {"PID", "MEMORY", "UPTIME", "RESTARTS"}
+_COUNTS = {"READY", "LEASED", "DELAYED", "DEAD", "ATTEMPT", "ATTEMPTS", "UNDONE", "FIRED", "MISSED", "RUN"}
+_WIDE = 10_000
+
+
+def plain(text: str) -> str:
+    """Text of others without what controls a terminal."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
+def show(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table, as wide as it is: a name that is cut is of no use.
+
+    Args:
+        headings: Of the columns.
+        rows: Cells; a `Text` keeps its style, anything else is data and no markup.
+    """
+    if not rows:
+        Console(stderr=True).print("nothing there", style="dim")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in _COUNTS else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(plain(str(cell))) for cell in row))
+    Console(highlight=False, soft_wrap=True, width=_WIDE).print(table)
 
 
 def status_table(answer: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.cli.saga import read_definition, read_input, short
-from services.cli.saga_tables import event_line
+from services.cli.saga_tables import event_line, saga_table
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -43,3 +43,23 @@ def test_an_event_is_one_line() -> None:
     }
     assert event_line(event) == "  12  T  undo charge #2: attempt failed  INTERNAL: no"
     assert short("SAGA_STATE_STUCK") == "stuck"
+
+
+def test_a_saga_is_shown_whole_and_a_workers_error_is_no_control_of_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = {
+        "errorCode": "INVALID_ARGUMENT",
+        "error": "collection.dimension: [bold]must be 1 to 65536\x1b[2J",
+    }
+    step = {"name": "a-step-with-a-long-name", "state": "SAGA_STEP_STATE_FAILED", "attempts": 1, **error}
+    saga_table(
+        {"id": "s", "definition": "order", "version": 1, "state": "SAGA_STATE_COMPENSATED", "steps": [step]}
+        | error
+    )
+    printed = capsys.readouterr().out
+    assert printed.count("INVALID_ARGUMENT: collection.dimension: [bold]must be 1 to 65536\ufffd[2J") == 2
+    assert "a-step-with-a-long-name" in printed
+    assert "\x1b" not in event_line(
+        {"revision": "1", "time": "T", "type": "SAGA_EVENT_TYPE_ATTEMPT_FAILED", **error}
+    )

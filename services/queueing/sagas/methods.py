@@ -171,7 +171,8 @@ class Methods:
             answer = await invoke(message, timeout=action.timeout_s)
         except grpc.aio.AioRpcError as error:
             found = problem(error)
-            return Failed(call_id, Problem(found.code.name, found.message))
+            fields = "; ".join(f"{each.field}: {each.description}" for each in found.violations)
+            return Failed(call_id, Problem(found.code.name, fields or found.message))
         finally:
             call_context.reset(context)
         return result_of_call(

@@ -59,6 +59,12 @@ async def test_a_method_that_is_no_more_fails_its_step(world: World) -> None:
     assert (saga.state, saga.error_code) == (sagas_pb2.SAGA_STATE_COMPENSATED, "UNIMPLEMENTED")
 
 
+async def test_a_field_that_a_method_refuses_is_named(world: World) -> None:
+    await world.define({"name": "a", "action": rpc("queueing/CreateTopic", topic="${input.topic}")})
+    await world.start("s1", input={"topic": "no topic"})
+    assert (await world.reaches("s1")).error.startswith("topic: ")
+
+
 async def test_an_error_of_a_method_decides_whether_it_is_undone(world: World) -> None:
     undo = rpc("queueing/DeleteTopic", topic="work.reserve")
     await world.define(
