@@ -14,7 +14,7 @@ import pytest
 from services.runtime.access import AllowAll, Authorizer
 from services.runtime.config import ServerConfig
 from services.runtime.pipeline import Pipeline
-from services.runtime.service import message_limits
+from services.runtime.service import server_options
 from tests.servers.postgres import PostgresServer
 from tests.servers.programs import PROGRAMS, UnavailableServerError, require
 from tests.servers.rabbitmq import RabbitServer
@@ -120,7 +120,7 @@ async def _serve(
     config = config or ServerConfig()
     pipeline = Pipeline("test", config, authorizer or AllowAll(), trusted_peer=peer)
     unbounded = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    server = grpc.aio.server(interceptors=[pipeline], options=message_limits(config))
+    server = grpc.aio.server(interceptors=[pipeline], options=server_options(config))
     add(server)
     port = server.add_insecure_port("127.0.0.1:0")
     if start:  # else `add` keeps the server, and the test starts it once it is composed

@@ -29,7 +29,7 @@ from services.queueing.servicer import QueueingServicer
 from services.queueing.state import Database
 from services.runtime.access import AllowAll
 from services.runtime.pipeline import Pipeline
-from services.runtime.service import Service, message_limits
+from services.runtime.service import Service, server_options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -125,7 +125,7 @@ async def _emulator(runtime: ServiceRuntime, face: Face, port: int) -> AsyncIter
     """Serve Google Pub/Sub's clients, whose emulator mode knows no TLS: to this machine only."""
     limits = runtime.server_config
     pipeline = Pipeline("queueing", limits, AllowAll(), trusted_peer="pubsub")
-    server = grpc.aio.server(interceptors=[pipeline], options=message_limits(limits))
+    server = grpc.aio.server(interceptors=[pipeline], options=server_options(limits))
     server.add_generic_rpc_handlers((face,))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

@@ -60,6 +60,9 @@ class ServerConfig(Section):
     """Deadline of a unary call whose caller set none."""
     drain_s: float = 10.0
     """How long running calls may go on at a stop."""
+    min_ping_interval_s: float = Field(default=10.0, gt=0)
+    """How often a client may ask for a sign of life while nothing is sent; the connection of one that asks
+    more often is closed. The SDK asks every 20 s while it has calls."""
     reflection: bool = False
     """Serve gRPC reflection; for development only, it names every method to anyone with a certificate."""
 

@@ -132,9 +132,10 @@ _METADATA_BYTES = 64 * 1024
 gRPC's own bound is 16 KiB, and from 8 KiB on it refuses some calls by chance."""
 
 
-def message_limits(config: ServerConfig) -> list[tuple[str, int]]:
-    """Channel arguments for the configured message bound, and for that of metadata."""
+def server_options(config: ServerConfig) -> list[tuple[str, int]]:
+    """Channel arguments for the configured bounds of messages and pings, and for that of metadata."""
     return [
+        ("grpc.http2.min_ping_interval_without_data_ms", round(config.min_ping_interval_s * 1000)),
         ("grpc.max_metadata_size", _METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
         ("grpc.max_receive_message_length", _REFUSABLE * config.max_message_bytes),
@@ -179,7 +180,7 @@ async def serve(
         pipeline = Pipeline(
             service.name, server_config, member.authorizer, tracer=tracer, groups=service.groups
         )
-        server = grpc.aio.server(interceptors=[pipeline], options=message_limits(server_config))
+        server = grpc.aio.server(interceptors=[pipeline], options=server_options(server_config))
         health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         runtime = ServiceRuntime(

@@ -17,7 +17,7 @@ from services.queueing.faces.pubsub import Face
 from services.runtime.access import AllowAll
 from services.runtime.config import ServerConfig
 from services.runtime.pipeline import Pipeline
-from services.runtime.service import message_limits
+from services.runtime.service import server_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ class Server(threading.Thread):
         async with self._make() as broker:
             limits = ServerConfig()
             pipeline = Pipeline("queueing", limits, AllowAll(), trusted_peer="pubsub")
-            server = grpc.aio.server(interceptors=[pipeline], options=message_limits(limits))
+            server = grpc.aio.server(interceptors=[pipeline], options=server_options(limits))
             stopping = asyncio.Event()
             face = Face(broker, stopping, max_bytes=limits.max_message_bytes)
             server.add_generic_rpc_handlers((face,))

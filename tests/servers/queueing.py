@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -23,34 +24,39 @@ from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
 from services.queueing.servicer import QueueingServicer
 from services.runtime.access import AllowAll
-from services.runtime.config import ServerConfig, TelemetryConfig
+from services.runtime.config import ServerConfig, Settings, TelemetryConfig
 from services.runtime.pipeline import Pipeline
-from services.runtime.service import message_limits
+from services.runtime.service import server_options
 from services.runtime.telemetry import configure_logging
 from tests.ports import free_port
 from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 _READY_S = 100.0
+_PING = "PLEXUS_SERVER__MIN_PING_INTERVAL_S"
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
-def channel(target: str) -> grpc.aio.Channel:
-    """A channel that finds its server again soon."""
+def channel(target: str, more: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+    """A channel that finds its server again soon, with more arguments."""
     options = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.initial_reconnect_backoff_ms", 100)]
     options += [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.insecure_channel(target, options=[*options, *more])
 
 
 class QueueingServer:
     """The process, on one port and folder for all its lives; use it with `with`."""
 
-    def __init__(self, folder: Path, amqp_url: str = "", state_url: str = "") -> None:
+    def __init__(
+        self, folder: Path, amqp_url: str = "", state_url: str = "", *, min_ping_interval_s: float = 10.0
+    ) -> None:
         self.port = free_port()
         self._folder = folder
         self._arguments = [str(self.port), str(folder), *filter(None, [amqp_url, state_url])]
+        self._environment = {_PING: str(min_ping_interval_s)}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -59,6 +65,7 @@ class QueueingServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.servers.queueing", *self._arguments],
                 cwd=_PROJECT,
+                env=os.environ | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -94,9 +101,9 @@ class QueueingServer:
         assert self._process is not None
         return self._process.pid
 
-    def channel(self) -> grpc.aio.Channel:
-        """A channel that finds it again soon."""
-        return channel(f"127.0.0.1:{self.port}")
+    def channel(self, more: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+        """A channel that finds it again soon, with more arguments."""
+        return channel(f"127.0.0.1:{self.port}", more)
 
     def __enter__(self) -> Self:
         self.start()
@@ -119,9 +126,9 @@ async def _main(port: str, folder: str, amqp_url: str = "", state_url: str = "")
         else SqliteBroker(path / "queue.sqlite")
     )
     async with opened as broker, Calls(broker) as calls:
-        config = ServerConfig()
+        config = Settings().section("server", ServerConfig)
         pipeline = Pipeline("queueing", config, AllowAll(), trusted_peer="cli")
-        server = grpc.aio.server(interceptors=[pipeline], options=message_limits(config))
+        server = grpc.aio.server(interceptors=[pipeline], options=server_options(config))
         queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker, calls), server)
         server.add_insecure_port(f"127.0.0.1:{port}")
         await server.start()

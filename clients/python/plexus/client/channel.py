@@ -22,7 +22,28 @@ STREAM_TIMEOUT_S = 3600.0
 """The same for calls that stream."""
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest message taken or sent; equal to the servers' default."""
+KEEPALIVE_S = 20.0
+"""How long a connection with calls is silent before it is asked for a sign of life. Servers of Plexus let a
+client ask every 10 s, as `server.min_ping_interval_s` says."""
+KEEPALIVE_TIMEOUT_S = 10.0
+"""How long it has for the answer. Then the connection is closed, and its calls end with UNAVAILABLE."""
 _HANDOVER_SHARE = 0.95  # a callee gives up before its caller does, so that the caller can still say why
+
+
+def keepalive(
+    interval_s: float = KEEPALIVE_S, timeout_s: float = KEEPALIVE_TIMEOUT_S
+) -> list[tuple[str, int]]:
+    """Arguments of a channel that notices a peer which hangs: TCP alone does not, its kernel answers for it.
+
+    A gRPC server closes a connection that asks more often than it allows, by default every five minutes, so
+    they are for servers that are known to allow it.
+    """
+    return [
+        ("grpc.keepalive_time_ms", round(interval_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(timeout_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(timeout_s * 1000)),  # what counts; a minute if it is not given
+        ("grpc.http2.max_pings_without_data", 0),  # as long as a call waits, however silent it is
+    ]
 
 
 def _timeout(asked: float | None, default: float) -> float:
@@ -129,7 +150,10 @@ class Mesh:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def channel(self, service: str) -> MeshChannel:
-        """The channel of a service."""
+        """The channel of a service, of anybody's."""
+        return self._open(service, [])
+
+    def _open(self, service: str, options: list[tuple[str, int]]) -> MeshChannel:
         channel = self._channels.get(service)
         if channel is None:
             # Without TLS from the control plane the fallback must fail rather than talk plaintext.
@@ -140,6 +164,7 @@ class Mesh:
                 options=[
                     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                    *options,
                 ],
             )
             self._channels[service] = channel
@@ -148,7 +173,7 @@ class Mesh:
     def stub(self, stub: Callable[[grpc.aio.Channel], StubT]) -> StubT:
         """An instance of a generated async stub, dialling its service by name."""
         service = service_of(cast("type[object]", stub))
-        return stub(cast("grpc.aio.Channel", self.channel(service)))
+        return stub(cast("grpc.aio.Channel", self._open(service, keepalive())))
 
     async def close(self) -> None:
         """Close all channels; calls in progress are cancelled."""
