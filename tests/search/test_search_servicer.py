@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import pytest
 from google.protobuf import json_format
-from google.rpc import error_details_pb2, status_pb2
 
 from plexus.search.v1 import search_pb2 as pb
 from plexus.search.v1 import search_pb2_grpc
-from services.runtime.status import DETAILS_KEY
 from services.search.backends.tantivy import TantivyIndex
 from services.search.config import SearchConfig
 from services.search.defaults import DEFAULT_INDEXES
 from services.search.servicer import SearchServicer
 from tests.contracts import hostile
+from tests.refusals import details
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -76,21 +75,6 @@ async def fill(stub: search_pb2_grpc.SearchServiceStub, count: int) -> None:
 
 async def search(stub: search_pb2_grpc.SearchServiceStub, **fields: Any) -> pb.SearchResponse:
     return await stub.Search(parse(pb.SearchRequest(), {"index": "pages", **fields}))
-
-
-def details(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str], list[str]]:
-    """Reason, metadata and field paths of an error."""
-    reason, metadata, fields = "", {}, []
-    for key, value in error.trailing_metadata() or ():
-        if key != DETAILS_KEY:
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-            if detail.Unpack(info):
-                reason, metadata = info.reason, dict(info.metadata)
-            elif detail.Unpack(bad):
-                fields = [violation.field for violation in bad.field_violations]
-    return reason, metadata, fields
 
 
 async def test_the_life_of_an_index(stub: search_pb2_grpc.SearchServiceStub) -> None:

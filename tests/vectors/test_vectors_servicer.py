@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import pytest
 from google.protobuf import json_format
-from google.rpc import error_details_pb2, status_pb2
 
 from plexus.vectors.v1 import vectors_pb2 as pb
 from plexus.vectors.v1 import vectors_pb2_grpc
 from services.runtime.errors import NotFoundError, UnavailableError
-from services.runtime.status import DETAILS_KEY
 from services.vectors.backends.qdrant_edge import QdrantEdgeStore
 from services.vectors.config import VectorsConfig
 from services.vectors.servicer import VectorsServicer
 from tests.contracts import hostile
+from tests.refusals import details
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -74,21 +73,6 @@ def point(identifier: str, *values: float, **payload: Any) -> pb.Point:
 
 def parse(message: Any, fields: dict[str, Any]) -> Any:
     return json_format.ParseDict(fields, message)
-
-
-def details(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str], list[str]]:
-    """Reason, metadata and field paths of an error."""
-    reason, metadata, fields = "", {}, []
-    for key, value in error.trailing_metadata() or ():
-        if key != DETAILS_KEY:
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-            if detail.Unpack(info):
-                reason, metadata = info.reason, dict(info.metadata)
-            elif detail.Unpack(bad):
-                fields = [violation.field for violation in bad.field_violations]
-    return reason, metadata, fields
 
 
 async def test_the_life_of_a_collection(stub: vectors_pb2_grpc.VectorsServiceStub) -> None:
