@@ -30,6 +30,7 @@ from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from sqlalchemy import Connection
 
@@ -125,6 +126,33 @@ async def test_an_id_whose_message_was_not_confirmed_is_given_again_for_the_same
         while not (reservation := (await state.reserve(topic, [(message, "second")]))[0]).ours:  # noqa: ASYNC110 - polls a database
             await asyncio.sleep(0.01)
     assert (reservation.message_id, reservation.published) == ("first", False)
+
+
+async def test_who_has_lost_an_id_does_not_release_it_for_who_has_it_now(
+    state_url: str, stack: AsyncExitStack
+) -> None:
+    slow = await open_state(stack, state_url, hold_s=0.05)
+    now, third = [await open_state(stack, state_url, hold_s=600) for _ in range(2)]
+    topic, message = await slow.create_topic(Topic("jobs")), Message(b"", dedup_id="a")
+    await slow.reserve(topic, [(message, "first")])
+    async with asyncio.timeout(PATIENCE_S):
+        while not (await now.reserve(topic, [(message, "second")]))[0].ours:  # noqa: ASYNC110 - polls a database
+            await asyncio.sleep(0.01)
+    await slow.released(topic, [message])
+    (waiting,) = await third.reserve(topic, [(message, "third")])
+    assert (waiting.published, waiting.ours) == (False, False)
+
+
+async def test_without_replicas_ids_of_the_life_before_are_free_at_the_start(
+    tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    url, message = f"sqlite:///{tmp_path}/state.sqlite", Message(b"", dedup_id="a")
+    before = await open_state(stack, url, hold_s=600)
+    topic = await before.create_topic(Topic("jobs"))
+    await before.reserve(topic, [(message, "first")])
+    after = await open_state(stack, url, hold_s=600)
+    (reservation,) = await after.reserve(topic, [(message, "second")])
+    assert (reservation.message_id, reservation.ours) == ("first", True)
 
 
 async def test_what_is_due_is_moved_by_one_replica(postgres: PostgresServer, stack: AsyncExitStack) -> None:
