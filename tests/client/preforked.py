@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from ast import literal_eval
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ app = plexus.client.TaskApp("doubling")
 WAIT_S = 120.0
 
 
-@app.task()
+@app.task(keep_s=3600)
 async def double(number: int) -> int:
     return 2 * number
 
@@ -65,6 +66,8 @@ def _main(port: int) -> None:
         return double.blocking.delay(number).result(timeout_s=WAIT_S)
 
     said = [_forked(lambda: ask(1)), _forked(lambda: ask(2))]  # before the parent has asked
+    asked = literal_eval(_forked(lambda: double.blocking.delay(7).call_id))
+    said += [_forked(lambda: double.blocking.find(asked, timeout_s=WAIT_S))]
     said += [str(ask(3)), _forked(lambda: ask(4)), str(ask(5))]
     sys.stdout.write("\n".join(said))
 

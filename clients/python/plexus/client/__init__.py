@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from plexus.client.channel import Mesh, MeshChannel
     from plexus.client.failures import Problem, Violation, problem
     from plexus.client.join import NotJoinedError, connect
+    from plexus.client.kept import ResultNotFoundError
     from plexus.client.portal import BlockingError
     from plexus.client.publisher import Publisher, PublishError
     from plexus.client.results import Handle, TaskFailedError
@@ -42,6 +43,7 @@ __all__ = [
     "PublishError",
     "Publisher",
     "RejectError",
+    "ResultNotFoundError",
     "RetryLaterError",
     "Subscriber",
     "Task",
@@ -67,6 +69,7 @@ _HOMES = {
     "PublishError": "publisher",
     "Publisher": "publisher",
     "RejectError": "subscriber",
+    "ResultNotFoundError": "kept",
     "RetryLaterError": "subscriber",
     "Subscriber": "subscriber",
     "Task": "tasks",

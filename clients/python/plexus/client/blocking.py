@@ -120,6 +120,12 @@ class BlockingTask(Generic[P, R]):
         handle = portal.call(portal.sender.delay(self.task, data), _SEND_S)
         return BlockingHandle(handle.call_id, handle, portal)
 
+    def find(self, call_id: str, *, timeout_s: float) -> R:
+        """Wait for a result that any process asked for; see `Task.find`."""
+        portal = PROCESS.portal()
+        found = portal.sender.find(self.task, call_id, timeout_s=timeout_s)
+        return portal.call(found, timeout_s + _MARGIN_S)
+
 
 def publish(topic: str, message: pb.Message | bytes, *, timeout_s: float = 60.0) -> str:
     """Publish a message and wait until it is durable.

@@ -76,7 +76,7 @@ class TaskFailedError(Exception):
 
 
 class Handle(Generic[ResultT]):
-    """A task on its way; its result comes here, and nowhere else, while its app is open."""
+    """A task on its way; its result comes here while its app is open."""
 
     def __init__(self, call_id: str, adapter: TypeAdapter[ResultT]) -> None:
         self.call_id = call_id

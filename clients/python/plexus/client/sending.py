@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from plexus.client.kept import KEEP, declare_log, expected, find, log_of, new_id
 from plexus.client.publisher import Publisher
 from plexus.client.results import Handle, ReplyChannel, present
 from plexus.client.retrying import persist
 from plexus.queueing.v1 import queueing_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from plexus.client.tasks import Task
@@ -34,7 +35,6 @@ class Sender:
         self._stub = stub
         self._stack = AsyncExitStack()
         self._publishers: dict[str, Publisher] = {}
-        self._queues: set[str] = set()
         self._opening = asyncio.Lock()
         self._replies = ReplyChannel(stub)
 
@@ -67,29 +67,30 @@ class Sender:
 
     async def delay(self, task: Task[Any, R, Any], data: bytes) -> Handle[R]:
         """Send a task whose result comes to the handle; see `send`."""
-        handle = Handle(uuid.uuid4().hex, task.returns)
-        await self._publish(task, data, await self._replies.expect(handle))
+        handle = Handle(new_id(), task.returns)
+        attributes = await self._replies.expect(handle)
+        if task.keep_s:
+            attributes[KEEP] = log_of(task.queue)
+            log = await self._publisher(
+                attributes[KEEP], lambda: declare_log(self._stub, task.queue, task.app.keep_s(task.queue))
+            )
+            await log.publish(expected(handle.call_id))
+        await self._publish(task, data, attributes)
         return handle
 
+    async def find(self, task: Task[Any, R, Any], call_id: str, *, timeout_s: float) -> R:
+        """Wait for a result that any process asked for; see `plexus.client.kept.find`."""
+        return await find(self._stub, task.queue, call_id, task.returns, timeout_s=timeout_s)
+
     async def _publish(self, task: Task[Any, Any, Any], data: bytes, attributes: dict[str, str]) -> str:
-        publisher = await self.publisher(task.queue, queue=True)
+        publisher = await self._publisher(task.queue, lambda: declare(self._stub, task.queue))
         return await publisher.publish(task.message(data, attributes))
 
-    async def publisher(self, topic: str, *, queue: bool = False) -> Publisher:
-        """The publisher of a topic.
-
-        Args:
-            topic: Its name.
-            queue: Make the topic, and a subscription of its name, unless they are there.
-
-        Raises:
-            grpc.RpcError: It could not be made.
-        """
+    async def _publisher(self, topic: str, make: Callable[[], Awaitable[None]]) -> Publisher:
+        """The publisher of a topic, which is made before."""
         async with self._opening:
-            if queue and topic not in self._queues:
-                await persist(lambda: declare(self._stub, topic), within_s=_PATIENCE_S)
-                self._queues.add(topic)
             if topic not in self._publishers:
+                await persist(make, within_s=_PATIENCE_S)
                 publisher = await self._stack.enter_async_context(Publisher(self._stub, topic))
                 self._publishers[topic] = publisher
             return self._publishers[topic]

@@ -25,6 +25,7 @@ from pydantic_core import PydanticSerializationError
 
 from plexus.client.blocking import BlockingTask
 from plexus.client.join import connect
+from plexus.client.kept import MAX_KEEP_S
 from plexus.client.sending import MAX_RETRIES, Sender
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
@@ -74,6 +75,7 @@ class Task(Generic[P, R, C]):
         retry_on: Exceptions after which it is tried again; after any other it is given up at once.
         backoff_s: Pause before the first retry; doubled for each further one.
         timeout_s: Of one run; a run that takes longer has failed.
+        keep_s: How long its result can be found by its id, in any process; 0 is not at all.
     """
 
     app: TaskApp
@@ -84,6 +86,7 @@ class Task(Generic[P, R, C]):
     retry_on: tuple[type[Exception], ...]
     backoff_s: float
     timeout_s: float
+    keep_s: float
     arguments: Arguments
     returns: TypeAdapter[R]
     sending: Options = field(default_factory=Options)
@@ -115,6 +118,20 @@ class Task(Generic[P, R, C]):
             grpc.RpcError: Its queue could not be made.
         """
         return await self.app.sender.delay(self, self.arguments.dump(args, kwargs))
+
+    async def find(self, call_id: str, *, timeout_s: float) -> R:
+        """Wait for a result that any process asked for with `delay`, if the task has `keep_s`.
+
+        Args:
+            call_id: Of the handle.
+            timeout_s: How long to wait.
+
+        Raises:
+            ResultNotFoundError: Nobody asked for it, or it is not kept any more.
+            TimeoutError: It did not come in time.
+            TaskFailedError: The task was given up.
+        """
+        return await self.app.sender.find(self, call_id, timeout_s=timeout_s)
 
     @property
     def blocking(self) -> BlockingTask[P, R]:
@@ -212,6 +229,7 @@ class TaskApp:
         retry_on: tuple[type[Exception], ...] = (Exception,),
         backoff_s: float = 1.0,
         timeout_s: float = 600.0,
+        keep_s: float = 0.0,
     ) -> _Decorator:
         """Make a function a task; see Task for the settings.
 
@@ -223,6 +241,8 @@ class TaskApp:
             raise ValueError(
                 f"retries is 0 to {MAX_RETRIES}, backoff_s 0 to {MAX_BACKOFF_S:g}, timeout_s above 0"
             )
+        if keep_s and not 1 <= keep_s <= MAX_KEEP_S:
+            raise ValueError(f"keep_s is 0, or 1 to {MAX_KEEP_S:g}")
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any, Any]:
             known = name or function.__name__
@@ -238,6 +258,7 @@ class TaskApp:
                 retry_on=retry_on,
                 backoff_s=backoff_s,
                 timeout_s=timeout_s,
+                keep_s=keep_s,
                 arguments=Arguments(function),
                 returns=TypeAdapter(annotation),
             )
@@ -260,6 +281,10 @@ class TaskApp:
             self._sender = await stack.enter_async_context(Sender(stub))
             stack.callback(setattr, self, "_sender", None)
             yield
+
+    def keep_s(self, queue: str) -> float:
+        """How long the results of a queue's tasks are kept."""
+        return max((task.keep_s for task in self.tasks.values() if task.queue == queue), default=0.0)
 
     @property
     def sender(self) -> Sender:

@@ -19,6 +19,7 @@ import grpc.aio
 from pydantic_core import to_json
 
 from plexus.client.failures import problem
+from plexus.client.kept import kept_of
 from plexus.client.publisher import BATCH_BYTES, BATCH_MESSAGES
 from plexus.client.replies import ERROR, PROGRESS, RESULT, Request, request_of
 from plexus.client.retrying import persist
@@ -131,6 +132,7 @@ class _Run:
         self.message_id = delivery.message_id
         self._replies = replies
         self._request = request
+        self._kept = kept_of(delivery.attributes)
         self._loop = asyncio.get_running_loop()
         self._reports: deque[bytes] = deque(maxlen=MAX_REPORTS)
         self._sending: asyncio.Task[None] | None = None
@@ -162,12 +164,22 @@ class _Run:
         if self._request is not None:
             await self._replies.publish(self._request.reply_to, messages)
 
+    async def _keep(self, kept: Request, final: pb.Message) -> None:
+        final.dedup_id = f"{kept.call_id}.{self.attempt}"
+        try:
+            await self._replies.publish(kept.reply_to, [final])
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:  # somebody deleted the log
+                raise
+
     async def end(self, kind: str, data: bytes, *, code: str = "", reason: str = "") -> None:
         """Tell the caller how it ended; a caller that is not there any more does not matter.
 
         Raises:
             grpc.RpcError: It could not be told in time: the message comes again.
         """
+        if self._kept is not None:
+            await self._keep(self._kept, self._kept.reply(kind, data, code=code, reason=reason))
         if self._request is None:
             return
         if self._sending is not None:
