@@ -21,7 +21,8 @@ from services.runtime.durable import discard
 from services.runtime.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
 from services.runtime.group_commit import GroupCommit
 from services.vectors.backends import qdrant_points
-from services.vectors.backends.qdrant_files import CollectionFiles, Stored, sync_log
+from services.vectors.backends.qdrant_files import CollectionFiles, sync_log
+from services.vectors.backends.qdrant_shards import Shard, Write, load, unknown
 from services.vectors.config import VectorsConfig
 from services.vectors.domain import (
     Collection,
@@ -43,62 +44,6 @@ ResultT = TypeVar("ResultT")
 SEARCH_THREADS = 2
 """Threads of each open shard for segments searched in parallel, and threads of the store for reads."""
 MAX_GROUP_WRITES = 64
-MAX_JOURNAL_POINTS = 50_000
-"""Points written while a copy of their shard is being optimised; with more, the copy is given up."""
-
-
-@dataclass(slots=True)
-class Journal:
-    """Operations since a shard was copied; those of too many points are dropped, and with them the copy."""
-
-    operations: list[Any] = field(default_factory=list)
-    points: int = 0
-    overflowed: bool = False
-
-    def append(self, operation: Any, points: int) -> None:
-        """Keep an operation that concerns so many points."""
-        self.points += points
-        self.overflowed = self.overflowed or self.points > MAX_JOURNAL_POINTS
-        if self.overflowed:
-            self.operations.clear()
-        else:
-            self.operations.append(operation)
-
-
-@dataclass(slots=True, eq=False)
-class Shard:
-    """An open collection. Only the writer thread changes it.
-
-    Attributes:
-        stored: Its files.
-        engine: The engine's shard; opened at first use, by whichever thread comes first.
-        unflushed: Points written since the last flush.
-        changed: Points changed since the last optimisation.
-        journal: Operations since the copy that is being optimised was made; None when there is none.
-        deleted: Whether the collection is gone.
-    """
-
-    stored: Stored
-    engine: Any = None
-    unflushed: int = 0
-    changed: int = 0
-    journal: Journal | None = None
-    deleted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A job of the writer thread.
-
-    Attributes:
-        shard: The collection; None for work that concerns none.
-        apply: Does it.
-        durable: Whether the shard's log must reach the disk before the caller is told.
-    """
-
-    shard: Shard | None
-    apply: Callable[[], object]
-    durable: bool = True
 
 
 @dataclass(slots=True)
@@ -249,20 +194,20 @@ class QdrantEdgeStore:
         return deleted
 
     def _delete_ids(self, shard: Shard, keys: list[Any]) -> int:
-        count = len(_live(shard).retrieve(keys, False, False))  # noqa: FBT003 - the engine's signature
+        count = len(shard.live().retrieve(keys, False, False))  # noqa: FBT003 - the engine's signature
         if count:
             self._update(shard, engine.UpdateOperation.delete_points(keys), count)
         return count
 
     def _delete_matching(self, shard: Shard, condition: Any) -> int:
-        count: int = _live(shard).count(engine.CountRequest(filter=condition, exact=True))
+        count: int = shard.live().count(engine.CountRequest(filter=condition, exact=True))
         if count:
             self._update(shard, engine.UpdateOperation.delete_points_by_filter(condition), count)
         return count
 
     def _update(self, shard: Shard, operation: Any, points: int) -> None:
         self.check_disk()
-        _live(shard).update(operation)
+        shard.live().update(operation)
         if shard.journal is not None:
             shard.journal.append(operation, points)
         shard.unflushed += points
@@ -356,7 +301,7 @@ class QdrantEdgeStore:
     def _shard(self, name: str) -> Shard:
         shard = self._shards.get(name)
         if shard is None:
-            raise _unknown(name)
+            raise unknown(name)
         return shard
 
     async def _open(self, shard: Shard) -> Any:
@@ -365,7 +310,7 @@ class QdrantEdgeStore:
             async with self._opening:
                 if shard.engine is None:
                     if shard.deleted:
-                        raise _unknown(shard.stored.spec.name)
+                        raise unknown(shard.stored.spec.name)
                     loop = asyncio.get_running_loop()
                     opened = await loop.run_in_executor(self._readers, load, shard.stored.shard_folder)
                     if not shard.deleted:
@@ -390,25 +335,6 @@ class QdrantEdgeStore:
         return self._files
 
 
-def load(folder: Path) -> Any:
-    """Open the engine's shard in a folder."""
-    return engine.EdgeShard.load(str(folder))
-
-
 def _made(folder: Path) -> str:
     folder.mkdir()
     return str(folder)
-
-
-def _live(shard: Shard) -> Any:
-    if shard.deleted:
-        raise _unknown(shard.stored.spec.name)
-    return shard.engine
-
-
-def _unknown(name: str) -> NotFoundError:
-    return NotFoundError(
-        f"there is no collection {name[:128]!r}",
-        reason="COLLECTION_NOT_FOUND",
-        metadata={"collection": name[:128]},
-    )

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from services.runtime.errors import PlexusError
-from services.vectors.backends.qdrant_edge import Journal, Shard, Write, load
 from services.vectors.backends.qdrant_files import CollectionFiles, copy_sparse, size_of, sync_log
+from services.vectors.backends.qdrant_shards import Journal, Shard, Write, load
 
 if TYPE_CHECKING:
     from pathlib import Path
