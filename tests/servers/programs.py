@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import platformdirs
 import pytest
 
 _HERE = Path(__file__).resolve().parent
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plexus" / "servers"
+CACHE = platformdirs.user_cache_path("plexus") / "servers"
 GO_BUILD = ("go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w")
 BUILD_S = 3600
 """Longest build, in seconds; a minute or several on an idle machine of two cores."""
