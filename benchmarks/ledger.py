@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import shutil
 import sys
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.broker.plan import plan
+from benchmarks.broker.plan import kinds, plan
 from benchmarks.broker.producers import Confirmed, Producer
 from benchmarks.broker.stage import Stage
 from plexus.queueing.v1 import queueing_pb2 as pb
@@ -155,7 +156,7 @@ class Trial:
         stub = self._stage.stub
         while True:
             request = pb.PullRequest(subscription=AUDIT, max_messages=500)
-            request.wait.FromSeconds(10)
+            request.wait.FromSeconds(2)
             answer = await stub.Pull(request, timeout=90, wait_for_ready=True)
             if not answer.deliveries:
                 stats = await stub.GetStats(pb.GetStatsRequest(subscription=AUDIT), timeout=60)
@@ -196,12 +197,17 @@ class Trial:
         }
 
 
-async def run(backend: str, seed: int, seconds: float, folder: Path) -> dict[str, float]:
+async def run(backend: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """One backend."""
-    broker = backend == "rabbitmq"
-    print(f"{backend}: {seconds:g} s, seed {seed}", flush=True)
+    broker, seed = backend == "rabbitmq", options.seed
+    if options.rounds:
+        count, seconds = options.rounds * len(kinds(broker=broker)), math.inf
+        print(f"{backend}: {count} faults, seed {seed}", flush=True)
+    else:
+        count, seconds = MAX_FAULTS, options.seconds
+        print(f"{backend}: {seconds:g} s, seed {seed}", flush=True)
     async with Stage(folder / backend, broker=broker) as stage:
-        faults = plan(seed, MAX_FAULTS, broker=broker, consumers=CONSUMERS)
+        faults = plan(seed, count, broker=broker, consumers=CONSUMERS)
         figures = await Trial(stage, seed).run(faults, seconds)
     print(json.dumps({"backend": backend, **figures}), flush=True)
     return figures
@@ -211,15 +217,14 @@ def main() -> None:
     """Run, report, judge."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=600.0, help="of faults, for each backend")
+    parser.add_argument("--rounds", type=int, default=0, help="instead: everything is broken so often")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--backends", nargs="+", default=["sqlite", "rabbitmq"])
     options = parser.parse_args()
     print(f"load {' '.join(f'{load:.1f}' for load in os.getloadavg())}")
     folder = Path(tempfile.mkdtemp(prefix="plexus-ledger-"))
     try:
-        found = [
-            asyncio.run(run(backend, options.seed, options.seconds, folder)) for backend in options.backends
-        ]
+        found = [asyncio.run(run(backend, options, folder)) for backend in options.backends]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     figures = {key: sum(figures[key] for figures in found) for key in found[0]}

@@ -38,13 +38,18 @@ class Fault:
         return f"{self.kind} {self.target}"
 
 
+def kinds(*, broker: bool) -> list[tuple[str, str]]:
+    """What is broken in a round, as pairs of kind and target; `broker` as in `plan`."""
+    return [*_SERVICE, *(_BROKER if broker else ())]
+
+
 def _faults(seed: int, *, broker: bool, consumers: int) -> Iterator[Fault]:
     """In rounds: each round has every kind once, in an order of its own."""
     dice = random.Random(f"{seed} {broker}")  # noqa: S311 - repeatable is what it has to be
-    kinds = [*_SERVICE, *(_BROKER if broker else ())]
+    order = kinds(broker=broker)
     while True:
-        dice.shuffle(kinds)
-        for kind, target in kinds:
+        dice.shuffle(order)
+        for kind, target in order:
             # Long enough for leases of stopped consumers to end, and for deadlines of publishes to pass.
             longest = 12.0 if kind == STOP else 3.0
             yield Fault(

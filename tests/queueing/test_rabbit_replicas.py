@@ -182,6 +182,17 @@ async def test_an_ordered_subscription_goes_to_who_is_asked_when_the_other_is_no
     assert "work" in second._consuming._windows
 
 
+async def test_who_has_lost_an_ordered_subscription_lets_go_of_it(two: Two) -> None:
+    first, second = two
+    await subscribe(first, ordered=True, ack_deadline_s=600)
+    await publish(first, "a", "b", ordering_key="k")
+    (held,) = await pull(first, wait_s=30)
+    # As when its lease was not renewed in time.
+    await second._consuming._claims.evict("ordered/work", first._consuming._peers.address)
+    assert bodies(await drained((second, second), 2)) == ["a", "b"]
+    assert await second.acknowledge("work", [held.ack_id]) == [held.ack_id]
+
+
 async def test_an_exclusive_subscription_is_held_at_one_of_them(two: Two) -> None:
     first, second = two
     await first.create_subscription(Subscription("only", "jobs", exclusive=True))
