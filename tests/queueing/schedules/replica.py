@@ -1,9 +1,10 @@
-"""A replica that fires schedules in a process of its own, and may die by kill -9 at a chosen moment.
+"""A replica that fires schedules in a process of its own, and may die or be frozen at a chosen moment.
 
-    python replica.py STATE_URL BROKER PHASE
+    python replica.py STATE_URL BROKER PHASE [SIGNAL]
 
-BROKER is a file of the SQLite broker, or the URL of a RabbitMQ. PHASE is one of PHASES, or `never`. It prints
-`up` when it begins.
+BROKER is a file of the SQLite broker, or the URL of a RabbitMQ. PHASE is one of PHASES, or `never`. SIGNAL
+is what comes then, SIGKILL or SIGSTOP. It prints `up` when it begins, and `on` when it has published after it
+was frozen.
 """
 
 from __future__ import annotations
@@ -44,23 +45,27 @@ def runner_of(broker: Any, database: Database) -> Runner:
 
 
 def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.Signals[sys.argv[4]] if len(sys.argv) > 4 else signal.SIGKILL)
 
 
 class _Dying:
-    """A broker in front of which the process dies."""
+    """A broker in front of which the process dies, or is frozen once."""
 
     def __init__(self, broker: RabbitBroker | SqliteBroker, phase: str) -> None:
         self._broker = broker
         self._phase = phase
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
-        if self._phase == "before-published":
+        phase, self._phase = self._phase, "never"
+        if phase == "before-published":
             _die()
-        ids = await self._broker.publish(topic, messages)
-        if self._phase == "after-published":
-            _die()
-        return ids
+        try:
+            ids = await self._broker.publish(topic, messages)
+            if phase == "after-published":
+                _die()
+            return ids
+        finally:
+            print("on", flush=True)  # noqa: T201 - a program's answer
 
 
 def _die_at_commits(database: Database, phase: str) -> None:
@@ -87,7 +92,7 @@ def _die_at_commits(database: Database, phase: str) -> None:
 
 async def main() -> None:
     """Fire schedules until killed."""
-    state_url, broker_text, phase = sys.argv[1:]
+    state_url, broker_text, phase, *_ = sys.argv[1:]
     async with Database(state_url) as database, broker_of(broker_text, database) as broker:
         _die_at_commits(database, phase)
         runner = runner_of(broker if phase == "never" else _Dying(broker, phase), database)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -42,9 +44,9 @@ _PROGRAM = Path(__file__).with_name("replica.py")
 
 @asynccontextmanager
 async def replica(
-    state_url: str, broker: str, phase: str = "never"
+    state_url: str, broker: str, phase: str = "never", comes: str = "SIGKILL"
 ) -> AsyncIterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, str(_PROGRAM), state_url, broker, phase]
+    command = [sys.executable, str(_PROGRAM), state_url, broker, phase, comes]
     process = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
@@ -86,6 +88,47 @@ async def test_a_replica_killed_at_any_moment_leaves_each_firing_stored_once(
         found = firings(await pulled(broker, 20))
         assert found == Counter((f"s{number}", iso(start + SECOND)) for number in range(20))
         assert (await broker.stats("work")).ready == 0
+
+
+@pytest.mark.parametrize("phase", ["before-published", "after-published"])
+@pytest.mark.parametrize("state_url", ["sqlite"], indirect=True)
+async def test_a_frozen_replica_that_goes_on_after_another_has_fired_fires_nothing_twice(
+    state_url: str, tmp_path: Path, phase: str
+) -> None:
+    file = str(tmp_path / "queue.sqlite")
+    async with Database(state_url) as database, broker_of(file, database) as broker:
+        store = ScheduleStore(database)
+        await store.migrate()
+        await prepare(broker)
+        start = datetime.now(UTC)
+        for number in range(20):
+            once = schedule(f"s{number}", start, Timing(At(start + SECOND)), missed_runs=MissedRuns.ALL)
+            await store.create(once, most=99)
+        async with replica(state_url, file, phase, "SIGSTOP") as frozen:
+            await asyncio.to_thread(os.waitid, os.P_PID, frozen.pid, os.WSTOPPED)
+            async with runner_of(broker, database).running():
+
+                async def done() -> bool:
+                    return [await published(store, f"s{number}") for number in range(20)] == [1] * 20
+
+                await eventually(done)
+            before = [await store.runs(f"s{number}", limit=9) for number in range(20)]
+            frozen.send_signal(signal.SIGCONT)
+            assert frozen.stdout is not None
+            assert await asyncio.to_thread(frozen.stdout.readline) == b"on\n"
+            # It has gone through its round, and marked what it thinks it fired, when it fires the next one.
+            once = schedule("last", start, Timing(At(datetime.now(UTC))), missed_runs=MissedRuns.ALL)
+            await store.create(once, most=99)
+            await eventually(lambda: _fired(store, "last"))
+        found = firings(await pulled(broker, 21))
+        assert sorted(name for name, _ in found) == sorted(["last", *(f"s{number}" for number in range(20))])
+        assert set(found.values()) == {1}
+        assert (await broker.stats("work")).ready == 0
+        assert [await store.runs(f"s{number}", limit=9) for number in range(20)] == before
+
+
+async def _fired(store: ScheduleStore, name: str) -> bool:
+    return await published(store, name) == 1
 
 
 async def replicas_share(state_url: str, spec: str) -> None:
