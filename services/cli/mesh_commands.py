@@ -164,13 +164,19 @@ def explain(
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one service: policy, instances, and what each client was last sent, accepted and refused."""
+    """Show one service: policy, instances, and what each client was last sent, accepted and refused.
+
+    Exit code 1 if nobody serves it and nobody calls it.
+    """
     from services.cli import mesh  # noqa: PLC0415 - gRPC is slow to import
 
     answer = mesh.explain(state_folder(state), service)
     if as_json:
         print_json(mesh.as_json(answer))
-        return
-    from services.cli.mesh_tables import explanation  # noqa: PLC0415 - rich is slow to import
+    else:
+        from services.cli.mesh_tables import explanation  # noqa: PLC0415 - rich is slow to import
 
-    explanation(answer)
+        explanation(answer)
+    if not answer.instances and not answer.followers:
+        typer.echo(f"plexus: no instance of {service} is registered, and nobody calls it", err=True)
+        raise typer.Exit(1)

@@ -74,6 +74,12 @@ def test_explain_shows_that_every_client_has_accepted_what_is_current(backend: B
     eventually(everything_accepted, within_s=60)
 
 
+def test_to_explain_what_nobody_knows_is_an_error(backend: Backend) -> None:
+    told = backend.plexus("mesh", "explain", "storrage", check=False)
+    assert told.returncode == 1
+    assert "no instance of storrage is registered" in told.stderr
+
+
 @pytest.mark.parametrize("command", ["intentions", "graph", "clients", "get"])
 def test_every_view_is_a_table_and_json(backend: Backend, command: str) -> None:
     assert json.loads(backend.plexus("mesh", command, "--json").stdout)

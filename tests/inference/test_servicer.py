@@ -105,15 +105,24 @@ async def test_openai_chat_as_events_says_the_same(stub: inference_pb2_grpc.Infe
     assert text == whole
 
 
-async def test_openai_embeddings_in_both_formats(stub: inference_pb2_grpc.InferenceServiceStub) -> None:
-    async def embed(encoding: str) -> Any:
-        document = {"input": "hello", "model": "minilm", "encoding_format": encoding}
-        body = httpbody_pb2.HttpBody(data=json.dumps(document).encode())
-        answer = await stub.OpenAIEmbeddings(inference_pb2.OpenAIEmbeddingsRequest(body=body))
-        return json.loads(answer.data)["data"][0]["embedding"]
+async def _openai_embedding(stub: inference_pb2_grpc.InferenceServiceStub, **document: object) -> Any:
+    body = httpbody_pb2.HttpBody(data=json.dumps({"input": "hello", "model": "minilm"} | document).encode())
+    answer = await stub.OpenAIEmbeddings(inference_pb2.OpenAIEmbeddingsRequest(body=body))
+    return json.loads(answer.data)["data"][0]["embedding"]
 
-    decoded = np.frombuffer(base64.b64decode(await embed("base64")), "<f4")
-    assert decoded == pytest.approx(np.array(await embed("float")), abs=1e-5)
+
+async def test_openai_embeddings_in_both_formats(stub: inference_pb2_grpc.InferenceServiceStub) -> None:
+    packed = await _openai_embedding(stub, encoding_format="base64")
+    decoded = np.frombuffer(base64.b64decode(packed), "<f4")
+    assert decoded == pytest.approx(np.array(await _openai_embedding(stub, dimensions=384)), abs=1e-5)
+
+
+async def test_openai_embeddings_of_another_length_are_refused(
+    stub: inference_pb2_grpc.InferenceServiceStub,
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="384 dimensions only") as caught:
+        await _openai_embedding(stub, dimensions=256)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(

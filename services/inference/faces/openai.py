@@ -83,6 +83,7 @@ class _EmbeddingRequest(BaseModel):
     model: str = ""
     input: Annotated[list[str], BeforeValidator(_as_list)]
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
 
 
 def _parse(model: type[ModelT], body: bytes) -> ModelT:
@@ -139,6 +140,11 @@ class OpenAIFace:
         """
         request = _parse(_EmbeddingRequest, body)
         name, embedder = self._catalogue.embedder(request.model)
+        dimension = self._catalogue.specs[name].dimension
+        if request.dimensions not in {None, dimension}:  # cut short, its vectors would mean nothing
+            raise InvalidArgumentError(
+                f"{name} has vectors of {dimension} dimensions only", field="dimensions"
+            )
         check_texts(request.input)
         embeddings = await embedder.embed(request.input)
         data = [
