@@ -237,7 +237,7 @@ def tasks(server: RabbitServer, folder: Path, count: int, size: int) -> dict[str
         target = f"127.0.0.1:{served.port}"
         for number in range(ROUNDS):
             found: dict[str, Rates] = {}
-            for name, confirm in (("celery", True), ("celery default", False)):
+            for name, confirm in (("celery", True), ("celery-default", False)):
                 with server.vhost() as own:
                     file = folder / f"{name}-{number}"
                     found[name] = celery_tasks(server.url(own), file, count, size, confirm=confirm)
@@ -254,7 +254,7 @@ def tasks(server: RabbitServer, folder: Path, count: int, size: int) -> dict[str
 
     return {
         "celery_ratio": ratio("together"),
-        "celery_unconfirmed_ratio": ratio("together", "celery default"),
+        "celery_unconfirmed_ratio": ratio("together", "celery-default"),
         "celery_queued_ratio": ratio("queued"),
     }
 

@@ -34,7 +34,7 @@ from plexus.queueing.v1.queueing_pb2_grpc import QueueingServiceStub
 from tests.servers.queueing import channel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _PROJECT = Path(__file__).resolve().parents[2]
 CONCURRENCY = 100
@@ -62,6 +62,7 @@ def _celery(url: str, file: Path, *, confirm: bool = True) -> tuple[Celery, Any]
         task_ignore_result=True,
         worker_prefetch_multiplier=CONCURRENCY,
         worker_hijack_root_logger=False,
+        task_default_queue=file.name,
     )
     ran = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -73,7 +74,7 @@ def _celery(url: str, file: Path, *, confirm: bool = True) -> tuple[Celery, Any]
 
 
 def _plexus(file: Path) -> tuple[TaskApp, Any]:
-    app = TaskApp("bench")
+    app = TaskApp(file.name)
     ran = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     @app.task()
@@ -84,14 +85,14 @@ def _plexus(file: Path) -> tuple[TaskApp, Any]:
 
 
 @contextmanager
-def _worker(kind: str, target: str, file: Path, count: int) -> Iterator[None]:
-    """A worker, when so many tasks have run."""
+def _worker(kind: str, target: str, file: Path) -> Iterator[None]:
+    """A worker that has run a first task."""
     command = [sys.executable, "-m", "benchmarks.broker.tasks", kind, target, str(file)]
     process = subprocess.Popen(  # noqa: S603 - our own
         command, cwd=_PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        _wait(file, count)
+        _wait(file, 1)
         yield
     finally:
         process.kill()
@@ -111,49 +112,49 @@ def _wait(file: Path, count: int) -> None:
         time.sleep(0.005)
 
 
-def celery_tasks(url: str, file: Path, count: int, size: int, *, confirm: bool = True) -> Rates:
-    """Celery's rates, with a file of its own."""
-    app, task = _celery(url, file, confirm=confirm)
-    data = "x" * size
-    with app.connection_for_write() as connection:
-        producer = app.amqp.Producer(connection)
+def _rates(kind: str, target: str, file: Path, count: int, send: Callable[[Path, int], None]) -> Rates:
+    """Both rates, each with a queue and a file of its own: a killed worker leaves what it has not told."""
+    together, queued = file.with_suffix(".together"), file.with_suffix(".queued")
+    send(together, 1)
+    with _worker(kind, target, together):
+        began = time.perf_counter()
+        send(together, count)
+        _wait(together, 1 + count)
+        first = count / (time.perf_counter() - began)
+    send(queued, 1 + count)
+    with _worker(kind, target, queued):
+        began, before = time.perf_counter(), queued.stat().st_size
+        _wait(queued, 1 + count)
+        # The first ones may all be in one batch.
+        return Rates(first, max(1, 1 + count - before) / (time.perf_counter() - began))
 
-        def send(number: int) -> None:
+
+def celery_tasks(url: str, file: Path, count: int, size: int, *, confirm: bool = True) -> Rates:
+    """Celery's rates; files and queues have this file's name."""
+    data = "x" * size
+
+    def send(queue: Path, number: int) -> None:
+        app, task = _celery(url, queue, confirm=confirm)
+        with app.connection_for_write() as connection:
+            producer = app.amqp.Producer(connection)
             for _ in range(number):
                 task.apply_async((data,), producer=producer)
+        app.close()
 
-        send(1)
-        with _worker("celery", url, file, 1):
-            began = time.perf_counter()
-            send(count)
-            _wait(file, 1 + count)
-            together = count / (time.perf_counter() - began)
-        send(count + 1)
-        queued = _drained("celery", url, file, count)
-    app.close()
-    return Rates(together, queued)
+    return _rates("celery", url, file, count, send)
 
 
 def plexus_tasks(target: str, file: Path, count: int, size: int) -> Rates:
-    """Plexus's rates, with a file of its own."""
+    """Plexus's rates; files and queues have this file's name."""
     data = "x" * size
     with asyncio.Runner() as runner:
-        runner.run(_send(target, file, data, 1))
-        with _worker("plexus", target, file, 1):
-            began = time.perf_counter()
-            runner.run(_send(target, file, data, count))
-            _wait(file, 1 + count)
-            together = count / (time.perf_counter() - began)
-        runner.run(_send(target, file, data, count + 1))
-    return Rates(together, _drained("plexus", target, file, count))
-
-
-def _drained(kind: str, target: str, file: Path, count: int) -> float:
-    """The rate of what was sent before, from when the worker has run the first of it."""
-    with _worker(kind, target, file, 2 + count):
-        began, before = time.perf_counter(), file.stat().st_size
-        _wait(file, 2 + 2 * count)
-        return (2 + 2 * count - before) / (time.perf_counter() - began)
+        return _rates(
+            "plexus",
+            target,
+            file,
+            count,
+            lambda queue, number: runner.run(_send(target, queue, data, number)),
+        )
 
 
 async def _send(target: str, file: Path, data: str, count: int) -> None:
