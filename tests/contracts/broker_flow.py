@@ -78,6 +78,30 @@ class FlowContract:
             await asyncio.gather(*(consume(seed) for seed in range(4)))
         assert done == {key: list(range(each)) for key in done}
 
+    async def test_a_key_with_much_to_do_keeps_no_other_waiting(self, broker: Broker) -> None:
+        """One of its messages is with a consumer, 4,999 wait behind it, and the others' come after these."""
+        await subscribe(broker, ordered=True, ack_deadline_s=600)
+        hot, keys, each = 5000, 40, 5
+        for start in range(0, hot, 1000):
+            numbers = range(start, start + 1000)
+            await broker.publish("jobs", [Message(b"%d" % n, ordering_key="hot") for n in numbers])
+        (held,) = await pull(broker, wait_s=30)
+        for number in range(each):
+            await broker.publish("jobs", [Message(b"%d" % number, ordering_key=f"k{n}") for n in range(keys)])
+        found: dict[str, list[int]] = {f"k{n}": [] for n in range(keys)}
+        async with asyncio.timeout(100):
+            while sum(map(len, found.values())) < keys * each:
+                for delivery in await pull(broker, wait_s=10):
+                    found[delivery.message.ordering_key].append(int(delivery.data))
+                    await broker.acknowledge("work", [delivery.ack_id])
+        assert found == {key: list(range(each)) for key in found}
+        assert await settled(broker, ready=hot - 1)
+        assert await broker.acknowledge("work", [held.ack_id]) == []
+        for number in range(1, 200):
+            (delivery,) = await pull(broker, wait_s=30)
+            assert (delivery.data, delivery.attempt) == (b"%d" % number, 1)
+            assert await broker.acknowledge("work", [delivery.ack_id]) == []
+
     async def test_a_filter_lets_through_what_it_names(self, broker: Broker) -> None:
         await subscribe(broker, filter='attributes.kind = "a" OR hasPrefix(attributes.kind, "b")')
         for kind in ("a", "bc", "c"):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from services.queueing.backends.rabbit.holding import Held, Holding
+from services.queueing.backends.rabbit.held import Held
+from services.queueing.backends.rabbit.holding import Holding
 from services.queueing.backends.rabbit.wire import Carried
 from services.queueing.domain import Stored
 from services.queueing.resources import MAX_SOUGHT, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from aio_pika.abc import AbstractIncomingMessage
 
 NOW = 1000.0
 
@@ -42,8 +41,7 @@ def test_of_ever_earlier_times_the_last_are_remembered() -> None:
 
 def held(number: int, key: str = "", not_before: float = 0.0) -> Held:
     stored = Stored(f"m{number}", "t", b"", {}, published=float(number), ordering_key=key)
-    incoming = cast("AbstractIncomingMessage", None)
-    return Held(incoming, Carried(stored, expires=9000.0), number, 0, not_before)
+    return Held(Carried(stored, expires=9000.0), number, 0, not_before=not_before)
 
 
 def numbers(entries: Sequence[Held]) -> list[int]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from alembic.operations import Operations
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from services.queueing.state.database import Database
 
@@ -84,6 +85,12 @@ class Leases:
             statement = statement.where(_LEASES.c.name.in_(set(names)))
         async with self._database.transaction() as connection:
             await connection.execute(statement)
+
+    @staticmethod
+    async def keeps(connection: AsyncConnection, name: str, owner: str) -> bool:
+        """Whether the owner has a lease, and nobody else takes it before the transaction ends."""
+        query = select(_LEASES.c.owner).where(_LEASES.c.name == name).with_for_update(read=True)
+        return (await connection.execute(query)).scalar() == owner
 
     async def owners(self, prefix: str) -> list[str]:
         """Who has a lease whose name begins so."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
-    from services.queueing.backends.rabbit.state import State
+    from services.queueing.backends.rabbit.state import Parked, State
     from services.queueing.state import Database
 
 log = structlog.get_logger(__name__)
@@ -73,6 +73,7 @@ class RabbitBroker:
         publish_deadline_s: float = 10.0,
         settle_s: float = 1.0,
         used: Callable[[str], None] | None = None,
+        ordered_window: int = 1000,
     ) -> None:
         """Set it up; connections are made when needed.
 
@@ -86,6 +87,7 @@ class RabbitBroker:
             settle_s: Age that a subscription has when a publish to it is acknowledged: RabbitMQ writes down
                 twice a second which queues there are.
             used: Told the name of each subscription that is used.
+            ordered_window: Messages of an ordered subscription that RabbitMQ delivers ahead.
         """
         self._used = used or (lambda _name: None)
         hold_s = publish_deadline_s + _MARGIN_S
@@ -99,7 +101,9 @@ class RabbitBroker:
         self._publisher = Publisher(self._publishing, deadline_s=publish_deadline_s)
         self._queues = Queues(self._receiving, self._publisher)
         leases = Leases(database, ttl_s=_LEASE_S)
-        self._consuming = Consuming(self._state, self._receiving, self._publisher, self, leases)
+        self._consuming = Consuming(
+            self._state, self._receiving, self._publisher, self, leases, ordered_window
+        )
         self._outgoing = Outgoing(
             self._state,
             self._publisher,
@@ -260,6 +264,22 @@ class RabbitBroker:
     async def settled(self, subscription: Subscription, arrived: Sequence[Carried]) -> list[bool]:
         """See Settling."""
         return await self._state.settled(subscription.name, arrived)
+
+    async def park(self, subscription: Subscription, entries: Sequence[Parked]) -> None:
+        """See Settling."""
+        await self._state.park(subscription.name, entries, self._consuming.guard(subscription.name))
+
+    async def unpark(self, subscription: Subscription, arrived: Sequence[Carried]) -> None:
+        """See Settling."""
+        await self._state.unpark(subscription.name, arrived)
+
+    async def lines(self, subscription: Subscription) -> tuple[dict[str, int], int]:
+        """See Settling."""
+        return await self._state.lines(subscription.name)
+
+    async def parked(self, subscription: Subscription, key: str, *, after: int, limit: int) -> list[Parked]:
+        """See Settling."""
+        return await self._state.parked(subscription.name, key, after=after, limit=limit)
 
     async def pull(
         self, subscription: str, *, max_messages: int, max_bytes: int, wait_s: float

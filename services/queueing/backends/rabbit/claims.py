@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from services.runtime.errors import PlexusError
+from services.runtime.errors import PlexusError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from services.queueing.backends.rabbit.peers import Peers
     from services.queueing.state.leases import Leases
@@ -51,6 +53,21 @@ class Claims:
             self._until[name] = began + self._leases.ttl_s
         self._lost[name] = lost
         return address
+
+    def guard(self, name: str) -> Callable[[AsyncConnection], Awaitable[None]]:
+        """For a transaction that is to be made only while a lease is ours: it raises when it is not.
+
+        A replica that was stopped and goes on may not know yet that another one has the lease.
+        """
+        owner = self._address
+
+        async def check(connection: AsyncConnection) -> None:
+            if not await self._leases.keeps(connection, name, owner):
+                raise UnavailableError(
+                    "another replica has the subscription now", reason="LEASE_LOST", retry_after_s=1
+                )
+
+        return check
 
     async def evict(self, name: str, owner: str) -> None:
         """End the lease of a replica that is gone."""

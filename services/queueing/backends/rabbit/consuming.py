@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from services.queueing.backends.rabbit.claims import Claims
+from services.queueing.backends.rabbit.intake import ARRIVAL_S
 from services.queueing.backends.rabbit.link import BROKEN, end, interrupted
 from services.queueing.backends.rabbit.peers import GoneError, Peers, address_in
 from services.queueing.backends.rabbit.streams import Streams
-from services.queueing.backends.rabbit.window import ARRIVAL_S, Window
+from services.queueing.backends.rabbit.window import Window
 from services.queueing.backends.rabbit.wire import Carried, from_head, head
 from services.queueing.domain import Delivery, Refusal
 from services.runtime.errors import (
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
     from services.queueing.backends.rabbit.link import Link
     from services.queueing.backends.rabbit.publisher import Publisher
-    from services.queueing.backends.rabbit.state import State
-    from services.queueing.backends.rabbit.window import Settling
+    from services.queueing.backends.rabbit.session import Settling
+    from services.queueing.backends.rabbit.state import Guard, State
     from services.queueing.resources import Subscription
     from services.queueing.state.leases import Leases
 
@@ -56,7 +57,13 @@ class Consuming:
     """Hands out messages and takes them back; open it with `open`, end it with `close`."""
 
     def __init__(
-        self, state: State, link: Link, publisher: Publisher, settling: Settling, leases: Leases
+        self,
+        state: State,
+        link: Link,
+        publisher: Publisher,
+        settling: Settling,
+        leases: Leases,
+        ordered_window: int,
     ) -> None:
         """Set it up.
 
@@ -66,7 +73,9 @@ class Consuming:
             publisher: To RabbitMQ.
             settling: Where messages go that are not acknowledged.
             leases: Of replicas that share the state.
+            ordered_window: Messages of an ordered subscription that RabbitMQ delivers ahead.
         """
+        self._ordered_window = ordered_window
         self._state = state
         self._link = link
         self._settling = settling
@@ -110,6 +119,7 @@ class Consuming:
                         self._link,
                         self._settling,
                         shared=self._state.shared,
+                        room=self._ordered_window,
                         address=lambda: self._peers.address,
                     )
                     window.open()
@@ -118,6 +128,10 @@ class Consuming:
                 return window
             if self._windows.get(name) is window:
                 del self._windows[name]
+
+    def guard(self, name: str) -> Guard | None:
+        """For transactions that only the replica may make that has an ordered subscription."""
+        return self._claims.guard(_ordered(name)) if self._state.shared else None
 
     def messages(self, name: str) -> list[Carried]:
         """What this replica holds of a subscription, in the order in which it came."""

@@ -9,45 +9,20 @@ import heapq
 import itertools
 import uuid
 from collections import deque
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from services.queueing.backends.rabbit.held import Rest
 from services.queueing.domain import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from aio_pika.abc import AbstractIncomingMessage
-
-    from services.queueing.backends.rabbit.wire import Carried
+    from services.queueing.backends.rabbit.held import Held, Identity
     from services.queueing.resources import Subscription
 
-Identity = tuple[str, str, int]
-"""Of a delivery that is meant: message, copy, failed attempts. Two messages with the same one are doubles."""
 _FAR_S = 3600.0
-
-
-@dataclass(slots=True)
-class Held:
-    """A message that RabbitMQ has delivered; `arrived` counts the failed attempts that it came with."""
-
-    incoming: AbstractIncomingMessage
-    carried: Carried
-    number: int
-    arrived: int
-    not_before: float = 0.0
-
-    def __lt__(self, other: Held) -> bool:
-        return self.number < other.number
-
-    @property
-    def identity(self) -> Identity:
-        """What tells it from others."""
-        return self.carried.stored.message_id, self.carried.copy, self.arrived
-
-    def as_arrived(self) -> Carried:
-        """What came."""
-        return replace(self.carried, attempts=self.arrived)
+KEPT = 50
+"""Of a line that is in the state, messages that stay here too."""
 
 
 class Holding:
@@ -65,14 +40,18 @@ class Holding:
         self.present: set[Identity] = set()
         self.awaited: dict[str, int] = {}
         self.checking = 0
-
-    def count(self) -> int:
-        """Messages that the broker counts as out."""
-        return len(self._ready) + len(self._waiting) + len(self._leases) + self._behind + self.checking
+        self.aside: dict[str, Rest] = {}
+        self.hungry: set[str] = set()
+        self.leftover: list[Held] = []
+        self.parked = 0
+        self._unwritten: deque[Held] = deque()
+        self._outside = 0
+        self._position = 0
 
     def counts(self) -> tuple[int, int, int]:
         """Ready, leased, waiting for their time."""
-        return len(self._ready) + self._behind, len(self._leases), len(self._waiting)
+        aside = self._outside + sum(rest.unread for rest in self.aside.values())
+        return len(self._ready) + self._behind + aside, len(self._leases), len(self._waiting)
 
     # What comes in.
 
@@ -83,6 +62,16 @@ class Holding:
         """Take a message: it may go out at once, at its time, or after those before it of its key."""
         self.present.add(held.identity)
         key = self._key(held)
+        rest = self.aside.get(key)
+        if rest is not None:
+            held.outside = True
+            rest.unwritten += 1
+            self._outside += 1
+            self._unwritten.append(held)
+            return
+        self._join(key, held, now)
+
+    def _join(self, key: str, held: Held, now: float) -> None:
         if key:
             line = self._keys.setdefault(key, deque())
             line.append(held)
@@ -152,17 +141,142 @@ class Holding:
     def release(self, held: Held, now: float) -> bool:
         """Be done with a message; whether another of its key may go out now."""
         self.present.discard(held.identity)
+        held.done = True
+        self.parked -= held.kept
         key = self._key(held)
         line = self._keys.get(key) if key else None
         if not line or line[0] is not held:
             return False
         line.popleft()
-        if not line:
+        if line:
+            self._behind -= 1
+            self.make_ready(line[0], now)
+        else:
             del self._keys[key]
-            return False
-        self._behind -= 1
-        self.make_ready(line[0], now)
-        return True
+        if key in self.aside:
+            self.aside[key].last = max(self.aside[key].last, held.position)
+            self._consider(key)
+        return bool(line)
+
+    # Lines that are in the state.
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to write or to read."""
+        return bool(self.hungry or self.leftover or self._unwritten)
+
+    def resume(self, counts: Mapping[str, int], last: int) -> None:
+        """Begin with lines that are in the state already: how long each one is, and the last position."""
+        self.aside = {key: Rest(unread=count) for key, count in counts.items()}
+        self.hungry.update(self.aside)
+        self.parked, self._position = sum(counts.values()), last
+
+    def crowding(self, before: float, count: int) -> list[str]:
+        """Keys of the longest lines that have waited since before a time, with so many messages together."""
+        lines = sorted(
+            (
+                (len(line), key)
+                for key, line in self._keys.items()
+                if len(line) > 1 and key not in self.aside and line[1].since <= before
+            ),
+            reverse=True,
+        )
+        total, keys = 0, []
+        for length, key in lines:
+            if total >= count:
+                break
+            total += length
+            keys.append(key)
+        return keys
+
+    def set_aside(self, key: str) -> None:
+        """Have a whole line written down, and what comes after it."""
+        there = [held for held in self._keys[key] if not held.position]
+        self.aside[key] = Rest(unwritten=len(there))
+        self._unwritten.extend(there)
+
+    def unwritten_next(self, limit: int) -> list[Held]:
+        """What is to be written, with positions, in order; again the same until `written` is called."""
+        over = [held for held in self._unwritten if held.done and not held.position]
+        if over:
+            self._unwritten = deque(held for held in self._unwritten if held.position or not held.done)
+            for held in over:
+                self.aside[self._key(held)].unwritten -= 1
+            for key in {self._key(held) for held in over}:
+                self._consider(key)
+        found: list[Held] = []
+        for held in itertools.islice(self._unwritten, max(0, limit)):
+            if not held.position:
+                self._position += 1
+                held.position = self._position
+            found.append(held)
+        return found
+
+    def written(self, batch: Sequence[Held]) -> None:
+        """The state has these, the first of what is to be written."""
+        keys = {self._key(held): None for held in batch}
+        for held in batch:
+            self._unwritten.popleft()
+            key = self._key(held)
+            rest = self.aside[key]
+            rest.unwritten -= 1
+            if held.done:
+                self.leftover.append(held)
+                continue
+            held.kept = True
+            self.parked += 1
+            if held.outside:
+                self._outside -= 1
+                rest.unread += 1
+                self.present.discard(held.identity)
+        for key in keys:
+            self._shorten(key)
+            self._consider(key)
+
+    def _shorten(self, key: str) -> None:
+        """Forget the end of a line that the state has."""
+        line = self._keys.get(key)
+        while line and len(line) > KEPT and line[-1].kept:
+            held = line.pop()
+            self._behind -= 1
+            self.present.discard(held.identity)
+            self.aside[key].unread += 1
+            self.aside[key].last = line[-1].position
+
+    def _consider(self, key: str) -> None:
+        """Ask for more of a line that has become short; one that has no more is as others again."""
+        rest, length = self.aside[key], len(self._keys.get(key, ()))
+        if rest.unread and length <= KEPT // 2:
+            self.hungry.add(key)
+        elif not rest.unread and not rest.unwritten and length <= 1:
+            del self.aside[key]
+
+    def last_of(self, key: str) -> int:
+        """Position of the last message of a line that is here."""
+        line = self._keys.get(key)
+        return max(self.aside[key].last, line[-1].position) if line else self.aside[key].last
+
+    def refill(
+        self, key: str, found: Sequence[Held], now: float, *, complete: bool, past: Collection[int] = ()
+    ) -> None:
+        """Messages of a line, read from the state, the last ones of it if `complete`.
+
+        Those with the numbers `past` are over.
+        """
+        self.hungry.discard(key)
+        rest = self.aside[key]
+        rest.unread = 0 if complete else max(0, rest.unread - len(found))
+        for held in found:
+            held.kept = True
+            rest.last = held.position
+            if held.number in past:
+                held.done = True
+                self.parked -= 1
+                self.leftover.append(held)
+                continue
+            self.present.add(held.identity)
+            self._join(key, held, now)
+        self._consider(key)
 
     # What time does.
 
@@ -198,6 +312,7 @@ class Holding:
         entries = [held for _, _, held in (*self._ready, *self._waiting)]
         entries += [held for held, _ in self._leases.values()]
         entries += behind
+        entries += [held for held in self._unwritten if held.outside]
         return entries
 
     def remove(self, over: Callable[[Held], bool], now: float) -> Sequence[Held]:
@@ -222,12 +337,30 @@ class Holding:
             self._keys[key] = left
             if left[0] is not line[0]:
                 self.make_ready(left[0], now)
+        self._remove_aside(gone)
         return gone
+
+    def _remove_aside(self, gone: Sequence[Held]) -> None:
+        for held in gone:
+            held.done = True
+            if held.kept:
+                self.parked -= 1
+                self.leftover.append(held)
+                rest = self.aside.get(self._key(held))
+                if rest is not None:
+                    rest.last = max(rest.last, held.position)
+            elif held.outside:
+                self._outside -= 1
+                held.outside = False
+        for key in list(self.aside):
+            self._consider(key)
 
     def clear(self) -> Sequence[Held]:
         """Forget everything, and give it."""
         entries = self.entries()
         for collection in (self._ready, self._waiting, self._leases, self._keys, self.present, self.awaited):
             collection.clear()
-        self._behind = self._mortal = 0
+        for lines in (self.aside, self.hungry, self.leftover, self._unwritten):
+            lines.clear()
+        self._behind = self._mortal = self._outside = self.parked = 0
         return entries

@@ -217,7 +217,7 @@ class Outgoing:
             while True:
                 async with self._state.due(_MOVE) as due:
                     await self.deliver([(entry.subscription, entry.carried) for entry in due])
-                if len(due) < _MOVE:
+                if not due:
                     return
 
     async def run(self) -> None:

@@ -162,8 +162,10 @@ class Snapshots:
             queued = await self._queued(channel, subscription)
             # After the queues: what came from there in the meantime is here, or settled.
             here = held()
+        # Older than what RabbitMQ has of their keys.
+        lines = await self._state.parked_messages(subscription.name, _MAX_MESSAGES)
         later = await self._state.deferred_messages(subscription.name, _MAX_MESSAGES)
-        different = {(c.stored.message_id, c.copy): c for c in (*here, *queued, *later, *earlier)}
+        different = {(c.stored.message_id, c.copy): c for c in (*lines, *here, *queued, *later, *earlier)}
         return [carried for carried in different.values() if subscription.wants(carried.stored.attributes)]
 
     async def _queued(self, channel: AbstractChannel, subscription: Subscription) -> list[Carried]:

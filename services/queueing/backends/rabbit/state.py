@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from services.queueing.backends.rabbit.wire import Carried
     from services.queueing.domain import Message
     from services.queueing.kept import DeadLetter, DeadLetterStats, Redrive, Where
     from services.queueing.resources import Snapshot, Subscription, Topic
+
+    Guard = Callable[[AsyncConnection], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,25 @@ class Deferral:
     subscription: str
     carried: Carried
     due: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A message of an ordered subscription that waits behind others of its key, outside RabbitMQ.
+
+    Attributes:
+        position: Rises along the line.
+        carried: The message.
+        arrived: Failed attempts that it came with.
+    """
+
+    position: int
+    carried: Carried
+    arrived: int
+
+    def as_arrived(self) -> Carried:
+        """What came from RabbitMQ."""
+        return replace(self.carried, attempts=self.arrived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +215,29 @@ class State(Protocol):
         ...
 
     async def drop_deferred(self, subscription: str) -> None:
-        """Forget the messages of a subscription."""
+        """Forget the messages of a subscription, with those in lines."""
+        ...
+
+    # Messages in the lines of their keys.
+
+    async def park(self, subscription: str, entries: Sequence[Parked], guard: Guard | None) -> None:
+        """Keep messages; `guard` is called in the transaction, and prevents it by raising."""
+        ...
+
+    async def unpark(self, subscription: str, arrived: Sequence[Carried]) -> None:
+        """Forget messages that are over, given as they arrived, and remember that as `finish` does."""
+        ...
+
+    async def lines(self, subscription: str) -> tuple[dict[str, int], int]:
+        """How many messages there are of each key, and the last position of all; those that are over go."""
+        ...
+
+    async def parked(self, subscription: str, key: str, *, after: int, limit: int) -> list[Parked]:
+        """Messages of a key, in order, after a position."""
+        ...
+
+    async def parked_messages(self, subscription: str, limit: int) -> list[Carried]:
+        """Messages of all keys, in the order in which they came."""
         ...
 
     async def finish(self, subscription: str, arrived: Sequence[Carried]) -> None:
@@ -200,7 +245,7 @@ class State(Protocol):
         ...
 
     async def settled(self, subscription: str, arrived: Sequence[Carried]) -> list[bool]:
-        """For each message that came, whether it is over: finished, dead, or deferred for another attempt."""
+        """For each message that came, whether it is over: finished, dead, in a line, deferred anew."""
         ...
 
     # Dead letters.

@@ -13,6 +13,8 @@ from services.queueing.resources import Backoff, Priority, RetryPolicy
 from services.runtime.errors import PlexusError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aio_pika.abc import AbstractIncomingMessage
 
     from services.queueing.resources import Subscription
@@ -114,13 +116,18 @@ def encode(carried: Carried, *, repeated: bool = False) -> Packet:
 
 
 def decode(message: AbstractIncomingMessage) -> Carried:
+    """What came, as aio-pika gives it."""
+    return read(message.message_id, message.headers, message.body, topic=message.routing_key or "")
+
+
+def read(message_id: str | None, headers: Mapping[str, object], data: bytes, *, topic: str) -> Carried:
     """What came; of a message that others put into the queue, with nothing said of it that makes sense."""
-    message_id, topic = message.message_id or uuid.uuid4().hex, message.routing_key or ""
+    message_id = message_id or uuid.uuid4().hex
     try:
-        return from_head(str(message.headers[HEADER]), message_id, message.body, topic=topic)
+        return from_head(str(headers[HEADER]), message_id, data, topic=topic)
     except (KeyError, ValueError, TypeError, AttributeError, PlexusError):
         said = {"published": time.time(), "priority": int(Priority.NORMAL)}
-        return from_head(json.dumps(said), message_id, message.body, topic=topic)
+        return from_head(json.dumps(said), message_id, data, topic=topic)
 
 
 def from_head(text: str, message_id: str, data: bytes, *, topic: str = "") -> Carried:

@@ -17,10 +17,14 @@ from services.queueing.backends.rabbit.wire import Carried, again, from_head, he
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from sqlalchemy import Select
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from services.queueing.resources import Subscription
     from services.queueing.state import Database
+
+_MAX_BYTES = 16 * 1024 * 1024
+"""Of messages that are moved at once."""
 
 
 _SOME = 1000
@@ -63,9 +67,9 @@ class Deferred:
 
     @asynccontextmanager
     async def due(self, limit: int) -> AsyncIterator[list[Deferral]]:
-        """What is due, forgotten at the end of the block."""
+        """What is due, up to a bound of bytes but at least one, forgotten at the end of the block."""
         query = (
-            select(DEFERRED)
+            select(DEFERRED.c.id, func.length(DEFERRED.c.data))
             .where(DEFERRED.c.due <= time.time())
             .order_by(DEFERRED.c.due, DEFERRED.c.id)
             .limit(limit)
@@ -73,7 +77,7 @@ class Deferred:
         if not self._database.shared:
             # A transaction would keep all others waiting, and there is nobody to share with.
             async with self._database.reading() as connection:
-                rows = (await connection.execute(query)).all()
+                rows = await _first(connection, query)
             yield [_deferral(row) for row in rows]
             if rows:
                 async with self._database.transaction() as connection:
@@ -83,7 +87,7 @@ class Deferred:
             # The locks are gone with the process, at once if it dies, and after this time if it hangs.
             limit_ms = round(self._hold_s * 1000)
             await connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = {limit_ms}"))
-            rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
+            rows = await _first(connection, query.with_for_update(skip_locked=True))
             yield [_deferral(row) for row in rows]
             await _forget(connection, [row.id for row in rows])
 
@@ -129,6 +133,21 @@ class Deferred:
     async def drop(connection: AsyncConnection, subscription: str) -> None:
         """Forget what is kept for a subscription."""
         await connection.execute(delete(DEFERRED).where(DEFERRED.c.subscription == subscription))
+
+
+async def _first(connection: AsyncConnection, query: Select[int, int]) -> Sequence[Any]:
+    """Those of the messages found, given by id and size, that fit into the memory set aside for them."""
+    numbers: list[int] = []
+    total = 0
+    for number, size in await connection.execute(query):
+        total += size
+        if numbers and total > _MAX_BYTES:
+            break
+        numbers.append(number)
+    if not numbers:
+        return []
+    found = select(DEFERRED).where(DEFERRED.c.id.in_(numbers)).order_by(DEFERRED.c.due, DEFERRED.c.id)
+    return (await connection.execute(found)).all()
 
 
 async def _forget(connection: AsyncConnection, numbers: Sequence[int]) -> None:

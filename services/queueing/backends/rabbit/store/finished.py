@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, select
 
-from services.queueing.backends.rabbit.store.tables import DEAD_LETTERS, DEFERRED, FINISHED
+from services.queueing.backends.rabbit.store.tables import DEAD_LETTERS, DEFERRED, FINISHED, PARKED
 from services.queueing.backends.rabbit.wire import from_head
 
 if TYPE_CHECKING:
@@ -42,10 +42,14 @@ class Finished:
     async def write(self, keys: Sequence[str]) -> list[None]:
         """Remember deliveries, given as `finished_key`."""
         async with self._database.transaction() as connection:
-            now = await self._database.now(connection)
-            rows = [{"key": key, "seen": now} for key in sorted(set(keys))]
-            await connection.execute(self._database.insert(FINISHED).on_conflict_do_nothing(), rows)
+            await self.put(connection, keys)
         return [None] * len(keys)
+
+    async def put(self, connection: AsyncConnection, keys: Sequence[str]) -> None:
+        """Remember deliveries, as a part of a transaction."""
+        now = await self._database.now(connection)
+        rows = [{"key": key, "seen": now} for key in sorted(set(keys))]
+        await connection.execute(self._database.insert(FINISHED).on_conflict_do_nothing(), rows)
 
     async def forget_old(self) -> None:
         """Delete what is older than the window."""
@@ -54,7 +58,7 @@ class Finished:
             await connection.execute(delete(FINISHED).where(FINISHED.c.seen < now - self._window_s))
 
     async def settled(self, subscription: str, arrived: Sequence[Carried]) -> list[bool]:
-        """For each message that came, whether it is over: finished, dead, or deferred for another attempt."""
+        """For each message that came, whether it is over: finished, dead, in a line, deferred anew."""
         found: list[bool] = []
         async with self._database.reading() as connection:
             for start in range(0, len(arrived), _ROWS):
@@ -64,11 +68,11 @@ class Finished:
     @staticmethod
     async def _some(connection: AsyncConnection, subscription: str, arrived: Sequence[Carried]) -> list[bool]:
         ids = {carried.stored.message_id for carried in arrived}
-        keys = {finished_key(subscription, carried) for carried in arrived if carried.once}
+        keys = {finished_key(subscription, carried) for carried in arrived}
         over: set[str] = set()
-        if keys:
+        for table in (FINISHED, PARKED):
             over.update(
-                (await connection.execute(select(FINISHED.c.key).where(FINISHED.c.key.in_(keys)))).scalars()
+                (await connection.execute(select(table.c.key).where(table.c.key.in_(keys)))).scalars()
             )
         dead = select(DEAD_LETTERS.c.message_id, DEAD_LETTERS.c["copy"]).where(
             DEAD_LETTERS.c.subscription == subscription, DEAD_LETTERS.c.message_id.in_(ids)
@@ -86,7 +90,7 @@ class Finished:
             one = (carried.stored.message_id, carried.copy)
             # A row with as many attempts is where this delivery came from, not what became of it.
             results.append(
-                (carried.once and finished_key(subscription, carried) in over)
+                finished_key(subscription, carried) in over
                 or one in buried
                 or attempts.get(one, 0) > carried.attempts
             )

@@ -13,6 +13,7 @@ from services.queueing.backends.rabbit.store.dedup import Dedup, key_of
 from services.queueing.backends.rabbit.store.deferred import Deferred
 from services.queueing.backends.rabbit.store.finished import Finished, finished_key
 from services.queueing.backends.rabbit.store.gathered import Gathered
+from services.queueing.backends.rabbit.store.parked import Lines
 from services.queueing.backends.rabbit.store.tables import SCHEMA
 from services.queueing.kept import Where
 
@@ -22,7 +23,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from services.queueing.backends.rabbit.state import Deferral, Kept, Reservation, Route
+    from services.queueing.backends.rabbit.state import (
+        Deferral,
+        Guard,
+        Kept,
+        Parked,
+        Reservation,
+        Route,
+    )
     from services.queueing.backends.rabbit.wire import Carried
     from services.queueing.domain import Message
     from services.queueing.kept import DeadLetter, DeadLetterStats, Redrive
@@ -52,6 +60,8 @@ class SqlState:
         self._finished = Finished(database, window_s=dedup_window_s)
         self._deferring = Gathered(self._deferred.write, waiting=max_waiting)
         self._finishing = Gathered(self._finished.write, waiting=max_waiting)
+        self._lines = Lines(database, self._finished)
+        self._unparking = Gathered(self._lines.remove, waiting=max_waiting)
         self._stack = AsyncExitStack()
         self._news = asyncio.Event()
 
@@ -60,8 +70,10 @@ class SqlState:
         await self._database.migrate(SCHEMA)
         if not self._database.shared:
             await self._dedup.recover()
-        for gathered in (self._reserving, self._confirming, self._deferring, self._finishing):
+        for gathered in (self._reserving, self._confirming, self._deferring):
             await self._stack.enter_async_context(gathered)
+        for finishing in (self._finishing, self._unparking):
+            await self._stack.enter_async_context(finishing)
         return self
 
     async def __aexit__(
@@ -139,6 +151,7 @@ class SqlState:
 
         async def also(connection: AsyncConnection) -> None:
             await self._deferred.drop(connection, name)
+            await self._lines.drop(connection, name)
             await self._dead.delete(connection, name, Where())
 
         await self._catalogue.delete_subscription(name, also)
@@ -197,6 +210,29 @@ class SqlState:
         """See State."""
         async with self._database.transaction() as connection:
             await self._deferred.drop(connection, subscription)
+            await self._lines.drop(connection, subscription)
+
+    # Messages in the lines of their keys.
+
+    async def park(self, subscription: str, entries: Sequence[Parked], guard: Guard | None) -> None:
+        """See State."""
+        await self._lines.put(subscription, entries, guard)
+
+    async def unpark(self, subscription: str, arrived: Sequence[Carried]) -> None:
+        """See State."""
+        await self._unparking.submit([finished_key(subscription, carried) for carried in arrived])
+
+    async def lines(self, subscription: str) -> tuple[dict[str, int], int]:
+        """See State."""
+        return await self._lines.counts(subscription)
+
+    async def parked(self, subscription: str, key: str, *, after: int, limit: int) -> list[Parked]:
+        """See State."""
+        return await self._lines.read(subscription, key, after=after, limit=limit)
+
+    async def parked_messages(self, subscription: str, limit: int) -> list[Carried]:
+        """See State."""
+        return await self._lines.messages(subscription, limit)
 
     async def settled(self, subscription: str, arrived: Sequence[Carried]) -> list[bool]:
         """See State."""

@@ -100,6 +100,24 @@ DEFERRED = Table(
     sqlite_autoincrement=True,
 )
 
+PARKED = Table(
+    "queues_parked",
+    METADATA,
+    # As in FINISHED: a delivery is there once.
+    Column("key", Text, primary_key=True),
+    Column("subscription", Text, nullable=False),
+    # The ordering key, in JSON, since PostgreSQL's texts have no NUL.
+    Column("line", Text, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("arrived", Integer, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("copy", Text, nullable=False),
+    Column("head", Text, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Index("ix_queues_parked_line", "subscription", "line", "position"),
+)
+"""Messages of ordered subscriptions that would fill the window; one replica at a time writes and reads."""
+
 DEAD_LETTERS = Table(
     "queues_dead_letters",
     METADATA,
@@ -203,4 +221,20 @@ def _snapshots(operations: Operations) -> None:
     )
 
 
-SCHEMA = Schema("queues", METADATA, (_first, _finished, _snapshots))
+def _parked(operations: Operations) -> None:
+    operations.create_table(
+        "queues_parked",
+        Column("key", Text, primary_key=True),
+        Column("subscription", Text, nullable=False),
+        Column("line", Text, nullable=False),
+        Column("position", BigInteger, nullable=False),
+        Column("arrived", Integer, nullable=False),
+        Column("message_id", Text, nullable=False),
+        Column("copy", Text, nullable=False),
+        Column("head", Text, nullable=False),
+        Column("data", LargeBinary, nullable=False),
+    )
+    operations.create_index("ix_queues_parked_line", "queues_parked", ["subscription", "line", "position"])
+
+
+SCHEMA = Schema("queues", METADATA, (_first, _finished, _snapshots, _parked))
