@@ -63,6 +63,19 @@ class TestRabbitBroker(BrokerContract, SnapshotContract):
         with pytest.raises(UnimplementedError):  # a stream's arguments are fixed
             await broker.update_topic(replace(topic, retention_s=120))
 
+    async def test_what_was_not_compared_with_a_filter_yet_is_told(self, broker: Broker) -> None:
+        await subscribe(broker, filter="attributes:wanted")
+        await subscribe(broker, "every")  # what nobody wants is not published at all
+        for attributes, count in (({"wanted": ""}, 600), ({"wanted": ""}, 600), ({}, 300)):
+            await broker.publish("jobs", [Message(b"", attributes) for _ in range(count)])
+        async with asyncio.timeout(60):
+            while True:
+                stats = await broker.stats("work")
+                if (stats.ready, stats.unexamined) == (1500, 500):
+                    break
+                await asyncio.sleep(0.05)
+        assert (await broker.stats("every")).unexamined == 0
+
     async def test_a_log_forgets_what_is_too_old_or_too_much(self, broker: Broker) -> None:
         """A stream forgets by whole segments, the last of which it keeps."""
         topic = Topic("audit", log=True, retention_bytes=400_000)

@@ -212,6 +212,35 @@ async def test_an_unconfirmed_publish_is_kept_over_a_reconnect(
         assert message_id in {delivery.message.message_id for delivery in found}
 
 
+async def test_a_batch_that_was_cut_off_is_completed_by_its_repetition(
+    server: RabbitServer, broker: RabbitBroker
+) -> None:
+    await subscribe(broker)
+    await publish(broker, "before")
+    await asyncio.to_thread(server.settle)
+    batch = [Message(b"%d" % number + bytes(2000), dedup_id=str(number)) for number in range(1000)]
+    cut_off = asyncio.create_task(broker.publish("jobs", batch))
+    async with asyncio.timeout(RECOVERY_S):
+        while not cut_off.done() and (await broker.stats("work")).ready < 2:  # noqa: ASYNC110 - polls a server
+            await asyncio.sleep(0)
+    server.kill()
+    await asyncio.wait([cut_off], timeout=RECOVERY_S)
+    assert isinstance(cut_off.exception(), UnavailableError | type(None))
+    await asyncio.to_thread(server.start)
+    async with asyncio.timeout(RECOVERY_S):
+        while True:
+            try:
+                ids = await broker.publish("jobs", batch)
+                break
+            except UnavailableError:
+                continue
+    found = await everything(broker, 1001)
+    assert {delivery.message.message_id for delivery in found} > set(ids)
+    assert len({delivery.data for delivery in found}) == len(set(ids)) + 1 == 1001
+    stats = await broker.stats("work")
+    assert (stats.ready, stats.leased, stats.dead) == (0, 0, 0)
+
+
 async def test_a_consumer_is_there_again_after_the_server_closes_its_connections(
     server: RabbitServer, broker: RabbitBroker
 ) -> None:
