@@ -30,16 +30,16 @@ def shop(*, keep_s: float) -> plexus.client.TaskApp:
     return app
 
 
-async def test_a_result_is_found_by_others_when_who_asked_has_gone(queueing: QueueingServiceStub) -> None:
+async def test_a_result_is_found_by_others_when_who_asked_has_gone(killable: QueueingServiceStub) -> None:
     asking, finding, working = shop(keep_s=3600), shop(keep_s=3600), shop(keep_s=0)
     async with asyncio.timeout(2 * LONG_S):
-        async with asking.open(queueing):
+        async with asking.open(killable):
             ids = [(await asking.tasks["invoice"].delay(order)).call_id for order in (17, -1)]
         invoice = finding.tasks["invoice"]
-        async with finding.open(queueing):
+        async with finding.open(killable):
             with pytest.raises(TimeoutError):  # expected, and not there
                 await invoice.find(ids[0], timeout_s=0.5)
-            worker = plexus.client.Worker(working, queueing)
+            worker = plexus.client.Worker(working, killable)
             running = asyncio.create_task(worker.run())
             assert await invoice.find(ids[0], timeout_s=LONG_S) == {"order": 17}
             assert await invoice.find(ids[0], timeout_s=LONG_S) == {"order": 17}
