@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from services.cli.settings import EdgeAddress
+
 LOCK_WAIT_S = 20.0
 """How long `up` waits for processes of a killed supervisor to end."""
 START_WAIT_S = 60.0
@@ -33,8 +35,7 @@ def version() -> str:
 
 def up(
     state_dir: Path,
-    host: str,
-    port: int,
+    edge: EdgeAddress,
     *,
     detach: bool,
     scale: Sequence[str] = (),
@@ -45,8 +46,7 @@ def up(
 
     Args:
         state_dir: The state folder.
-        host: Where the edge will listen.
-        port: Its port.
+        edge: Where the edge will listen.
         detach: Return when everything serves.
         scale: `service=count`, for services with more than one instance.
         prepare: Called once nothing speaks against a start, before anything is started.
@@ -63,13 +63,13 @@ def up(
         if _answers(run_dir):
             os.close(rundir.acquire_lock(run_dir, 0))  # raises, naming who holds it
     else:
-        rundir.check_http_port(host, port)
+        rundir.check_http_port(edge.host, edge.port)
     prepare()
 
     def supervise(tell: Callable[[dict[str, Any]], None], console: Any) -> None:
         lock = rundir.acquire_lock(run_dir, LOCK_WAIT_S)
-        rundir.check_http_port(host, port)  # now that an edge of an earlier run is gone
-        _supervise(run_dir, lock, port, counts, tell, console)
+        rundir.check_http_port(edge.host, edge.port)  # now that an edge of an earlier run is gone
+        _supervise(run_dir, lock, edge, counts, tell, console)
 
     if not detach:
         supervise(lambda _: None, sys.stdout)
@@ -104,7 +104,7 @@ def _answers(run_dir: rundir.RunDir) -> bool:
 def _supervise(
     run_dir: rundir.RunDir,
     lock: int,  # noqa: ARG001 - held open by its number; children inherit it on purpose
-    port: int,
+    edge: EdgeAddress,
     counts: dict[str, int],
     tell: Callable[[dict[str, Any]], None],
     console: Any,
@@ -117,16 +117,15 @@ def _supervise(
         print(problem, file=sys.stderr)  # noqa: T201 - the supervisor's own log or terminal
     if (threads := backend.thread_count()) > 1:
         print(f"{threads} threads before the fork: an import started them", file=sys.stderr)  # noqa: T201 - as above
-    url = f"http://127.0.0.1:{port}"
 
     def started(name: str, complete: bool) -> None:
         tell({"progress": f"{name} serves"})
         if complete:
-            tell({"edge": url})
+            tell({"edge": edge.url})
 
-    facts = {"state_dir": str(run_dir.state_dir), "edge": url, "version": version()}
+    facts = {"state_dir": str(run_dir.state_dir), "edge": edge.url, "version": version()}
     Supervisor(
-        backend.specs(run_dir.state_dir, port, control_port, counts),
+        backend.specs(run_dir.state_dir, edge.port, control_port, counts),
         run_dir,
         console=console,
         on_serving=started,

@@ -79,7 +79,7 @@ def up(
     from services.cli import lifecycle  # noqa: PLC0415 - see the module's docstring
     from services.cli.settings import edge_address  # noqa: PLC0415 - the same
 
-    host, http_port = edge_address(port)
+    edge = edge_address(port)
     if detach:
         typer.echo("starting…", err=True)
     folder = state_folder(state)
@@ -91,8 +91,7 @@ def up(
 
     report = lifecycle.up(
         folder,
-        host,
-        http_port,
+        edge,
         detach=detach,
         scale=scale or (),
         prepare=prepare,
@@ -120,8 +119,7 @@ def serve(
     from services.cli import one  # noqa: PLC0415 - see the module's docstring
     from services.cli.settings import edge_address  # noqa: PLC0415 - the same
 
-    _, http_port = edge_address(port)
-    one.serve(state_folder(state), name, number=number, http_port=http_port)
+    one.serve(state_folder(state), name, number=number, http_port=edge_address(port).port)
 
 
 @app.command()
@@ -344,7 +342,7 @@ def doctor(state: StateOption = None, as_json: JsonOption = False) -> None:
     from services.cli.settings import edge_address  # noqa: PLC0415 - the same
 
     try:
-        host, port = edge_address(None)
+        host, port, _ = edge_address(None)
     except PlexusError:
         host, port = "127.0.0.1", 0  # the configuration check reports it
     findings = checks.examine(state_folder(state), host, port)

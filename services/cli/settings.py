@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from services.cli.supervisor import rundir
 from services.runtime.config import MeshConfig, Settings
@@ -12,21 +12,29 @@ if TYPE_CHECKING:
     from services.cli.supervisor.rundir import RunDir
 
 _MAX_PORT = 65_535
-LOOPBACK = "127.0.0.1"
 
 
-def edge_address(port: int | None) -> tuple[str, int]:
-    """Host and port of the edge: the option, then the configuration.
+class EdgeAddress(NamedTuple):
+    """Where the edge listens, and the URL at which this machine reaches it."""
+
+    host: str
+    port: int
+    url: str
+
+
+def edge_address(port: int | None) -> EdgeAddress:
+    """Where the edge will be: the option, then the configuration.
 
     Raises:
         InvalidArgumentError: The configuration of the edge is wrong: better told here than by a child.
     """
     from services.gateway.config import GatewayConfig  # noqa: PLC0415 - pydantic is slow to import
 
-    configured = Settings().section("gateway", GatewayConfig).port if port is None else port
+    config = Settings().section("gateway", GatewayConfig)
+    configured = config.port if port is None else port
     if not 1 <= configured <= _MAX_PORT:
         raise InvalidArgumentError(f"gateway.port is {configured}: must be 1 to {_MAX_PORT}")
-    return LOOPBACK, configured
+    return EdgeAddress(config.host, configured, config.url(configured))
 
 
 def control_port(run_dir: RunDir) -> int:

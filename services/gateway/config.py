@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
+from typing import Self
+
+from pydantic import field_validator, model_validator
 
 from services.runtime.config import Section
 
@@ -10,8 +14,14 @@ from services.runtime.config import Section
 class GatewayConfig(Section):
     """The public side; routes, consumers and limits are in kong.yml."""
 
+    host: str = "127.0.0.1"
+    """IP address to listen on; one that others can reach needs `tls_certificate` and `tls_key`."""
     port: int = 8000
-    """Port for clients on the loopback address; `plexus up --port` goes before it."""
+    """Port for clients; `plexus up --port` goes before it."""
+    tls_certificate: Path | None = None
+    """PEM file of the public certificate and its chain; clients must then use TLS. Followed when replaced."""
+    tls_key: Path | None = None
+    """PEM file of its key."""
     kong_path: Path | None = None
     """The declarative file; default: gateway/kong.yml as shipped."""
     drain_s: float = 5.0
@@ -20,3 +30,30 @@ class GatewayConfig(Section):
     """How often kong.yml and the credentials are looked at for changes."""
     workers: int = 2
     """Envoy's worker threads."""
+
+    @field_validator("host")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return str(ipaddress.ip_address(value))
+
+    @model_validator(mode="after")
+    def _secure(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together")
+        if self.tls_certificate is None and not ipaddress.ip_address(self.host).is_loopback:
+            raise ValueError(
+                f"host: {self.host} can be reached by others, so it needs tls_certificate and tls_key"
+            )
+        return self
+
+    @property
+    def reachable_at(self) -> str:
+        """The address to which this machine connects."""
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+        return loopback.get(self.host, self.host)
+
+    def url(self, port: int) -> str:
+        """Where this machine reaches an edge on a port."""
+        host = self.reachable_at
+        scheme = "http" if self.tls_certificate is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -21,7 +21,7 @@ from services.gateway.credentials import CredentialStore
 from services.gateway.envoy.bindings import bindings
 from services.gateway.envoy.bootstrap import Mesh, mesh_services
 from services.gateway.envoy.descriptors import plexus_files, transcoded
-from services.gateway.envoy.types import Edge
+from services.gateway.envoy.types import Certificate, Edge
 from services.gateway.kong import KongFileError
 from services.gateway.pages import pages
 from services.gateway.proxy import EdgeConfigError, Proxy
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 NAME = "edge"
-HOST = "127.0.0.1"
 _READY_TIMEOUT_S = 20.0
 _MAX_SOCKET_PATH = 90
 _FIRST_BACKOFF_S = 0.2
@@ -66,7 +65,7 @@ async def serve(
 
     Args:
         state_dir: The state folder.
-        http_port: Port for clients, on the loopback address.
+        http_port: Port for clients.
         control_port: Port of the control plane's ADS, on the loopback address.
         ready: Called once, when requests are taken.
         stop: Ends the edge gracefully.
@@ -92,8 +91,10 @@ async def serve(
         stack.push_async_callback(running.proxy.stop, config.drain_s)
         await running.start()
         ready()
-        log.info("edge_ready", address=f"http://{HOST}:{http_port}", envoy_pid=running.proxy.pid)
-        registration = _registration(member, http_port, settings.section("mesh", MeshConfig))
+        log.info("edge_ready", address=config.url(http_port), envoy_pid=running.proxy.pid)
+        registration = _registration(
+            member, config.reachable_at, http_port, settings.section("mesh", MeshConfig)
+        )
         async with asyncio.TaskGroup() as tasks:
             loops = [
                 *([tasks.create_task(registration.run())] if registration is not None else []),
@@ -113,15 +114,15 @@ async def serve(
             await registration.deregister()
 
 
-def _registration(member: Membership, port: int, config: MeshConfig) -> Registration | None:
+def _registration(member: Membership, host: str, port: int, config: MeshConfig) -> Registration | None:
     """The edge in Consul's catalogue, for those who look there; in the mesh nobody calls it."""
     if member.consul is None:
         return None
-    meta = {PORT_META: f"{HOST}:{port}", "pid": str(os.getpid())}
+    meta = {PORT_META: f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "pid": str(os.getpid())}
     instance = Instance(
         id=f"{NAME}-1",
         service=NAME,
-        address=HOST,
+        address=host,
         port=port,
         version=config.version or VERSION,
         zone=config.zone,
@@ -180,12 +181,13 @@ class _Running:
             credentials=self._store.ensure(names),
             descriptors=self._descriptors,
             proto_services=self._proto_services,
-            host=HOST,
+            host=self._config.host,
             port=self._port,
             limits_socket=self._limits_socket,
             pages=pages(),
             bindings=self._bindings,
             ways=dict(self._ways),
+            certificate=_certificate(self._config),
         )
 
     async def start(self) -> None:
@@ -214,7 +216,7 @@ class _Running:
                 log.info("envoy_restarted", pid=self.proxy.pid)
 
     async def follow_files(self) -> None:
-        """Take over changes of kong.yml and of the credentials; a file at fault changes nothing."""
+        """Take over changes of kong.yml, credentials and certificate; a file at fault changes nothing."""
         while True:
             await asyncio.sleep(self._config.reload_interval_s)
             stamps = self._stamps()
@@ -256,7 +258,23 @@ class _Running:
             return True
 
     def _stamps(self) -> tuple[tuple[int, int] | None, ...]:
-        return tuple(_stamp(path) for path in (self._kong_path, self._store.path))
+        public = (self._config.tls_certificate, self._config.tls_key)
+        paths = (self._kong_path, self._store.path, *(path for path in public if path is not None))
+        return tuple(_stamp(path) for path in paths)
+
+
+def _certificate(config: GatewayConfig) -> Certificate | None:
+    if config.tls_certificate is None or config.tls_key is None:
+        return None
+    return Certificate(_text("tls_certificate", config.tls_certificate), key=_text("tls_key", config.tls_key))
+
+
+def _text(setting: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not PEM"
+        raise EdgeConfigError(f"gateway.{setting}: {path}: {reason}") from error
 
 
 def _absolute(path: Path) -> Path:
@@ -283,7 +301,7 @@ def _socket_folder(state_dir: Path, stack: AsyncExitStack) -> Path:
 def _mesh(state_dir: Path, control_planes: Sequence[str], identity: Identity) -> Mesh:
     addresses = [urlsplit(f"//{each}") for each in control_planes]
     return Mesh(
-        control_planes=tuple((each.hostname or HOST, each.port or 0) for each in addresses),
+        control_planes=tuple((each.hostname or "127.0.0.1", each.port or 0) for each in addresses),
         identity_dir=identity.cert_path.parent,
         sds_dir=state_dir / "run" / "edge" / "sds",
         spiffe_prefix=identity.spiffe_id.rpartition("/svc/")[0],

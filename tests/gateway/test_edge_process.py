@@ -144,7 +144,7 @@ async def test_field_that_cannot_be_honoured_stops_the_start(tmp_path: Path, kon
 
 async def test_listener_without_tls_is_bound_to_loopback_alone() -> None:
     class _Open:
-        host = "0.0.0.0"
+        host, certificate = "0.0.0.0", None
 
     with pytest.raises(ValueError, match="only a loopback address"):
         listener(_Open())  # type: ignore[arg-type]

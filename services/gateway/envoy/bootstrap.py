@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.gateway.envoy.listener import listener
+from services.gateway.envoy.listener import CERTIFICATE, listener, tls_certificate
 from services.gateway.envoy.routes import route_config
 from services.gateway.envoy.split import by_subset
 from services.gateway.envoy.types import CONTROL_CLUSTER, LIMITS_CLUSTER, Json, seconds, typed
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from services.gateway.envoy.types import Edge
+    from services.gateway.envoy.types import Certificate, Edge
     from services.gateway.kong import Kong
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 CLUSTERS_FILE = "clusters.json"
 LISTENERS_FILE = "listeners.json"
+CERTIFICATE_FILE = "certificate.json"
 ROUTES_FILE = "routes.json"
-_CONNECTIONS = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+_SDS = "envoy.extensions.transport_sockets.tls.v3.Secret"
 _MAX_CONNECTIONS = 4096
 _MAX_REQUESTS = 16384
 
@@ -114,15 +115,21 @@ def _from_file(xds_dir: Path, name: str) -> Json:
 
 def xds_files(edge: Edge, upstreams: Mesh | Fixed, xds_dir: Path) -> dict[str, Json]:
     """Content of the files in `xds_dir`, in the order in which to write them; the version is their hash."""
+    inside = (_from_file(xds_dir, name) for name in (ROUTES_FILE, CERTIFICATE_FILE))
     return {
         name: {"version_info": _digest(resources), "resources": resources}
         for name, resources in (
             (CLUSTERS_FILE, clusters(edge, upstreams)),
-            # Apart from the listener: connections outlive a change of the routes.
+            # Apart from the listener: connections outlive a change of the routes, or of the certificate.
             (ROUTES_FILE, [typed("envoy.config.route.v3.RouteConfiguration", **route_config(edge))]),
-            (LISTENERS_FILE, [listener(edge, _from_file(xds_dir, ROUTES_FILE))]),
+            *((CERTIFICATE_FILE, [_public(each)]) for each in (edge.certificate,) if each is not None),
+            (LISTENERS_FILE, [listener(edge, *inside)]),
         )
     }
+
+
+def _public(certificate: Certificate) -> Json:
+    return typed(_SDS, name=CERTIFICATE, tls_certificate=tls_certificate(certificate))
 
 
 def self_contained(config: Json, edge: Edge, upstreams: Mesh | Fixed) -> Json:
@@ -163,8 +170,7 @@ def _untyped(message: Json) -> Json:
 
 
 def _secret(name: str, **content: Json) -> Json:
-    secret = typed("envoy.extensions.transport_sockets.tls.v3.Secret", name=name, **content)
-    return {"resources": [secret]}
+    return {"resources": [typed(_SDS, name=name, **content)]}
 
 
 def _http2() -> Json:

@@ -11,12 +11,16 @@ from services.gateway.envoy import errors, lua, routes
 from services.gateway.envoy.types import FILTERS, LIMITS_CLUSTER, Json, typed
 
 if TYPE_CHECKING:
-    from services.gateway.envoy.types import Edge
+    from services.gateway.envoy.types import Certificate, Edge
 
+CERTIFICATE = "public"
+"""Name of the secret with the public certificate."""
 _FILTER_STATE = "edge.jwt"
 _MAX_JSON_BYTES = 64 << 20
 """Largest body that is held to be transcoded; raw bodies and streams pass unheld."""
 _MAX_HEADERS_KB = 32
+_HANDSHAKE = "10s"
+"""How long a client may take to agree on TLS."""
 _CLIENT_IDENTITY = (
     "x-consumer-",
     "x-credential-",
@@ -28,17 +32,18 @@ _CLIENT_IDENTITY = (
 """Header families that only the edge may set."""
 
 
-def listener(edge: Edge, routes_from: Json | None = None) -> Json:
+def listener(edge: Edge, routes_from: Json | None = None, certificate_from: Json | None = None) -> Json:
     """The Listener resource.
 
     Args:
         edge: What it is rendered from.
         routes_from: ConfigSource of the routes; default: they are inside.
+        certificate_from: ConfigSource of the public certificate; default: it is inside.
 
     Raises:
-        ValueError: The address is not loopback; tokens would cross a network in the clear.
+        ValueError: Neither TLS nor a loopback address; tokens would cross a network in the clear.
     """
-    if not ipaddress.ip_address(edge.host).is_loopback:
+    if edge.certificate is None and not ipaddress.ip_address(edge.host).is_loopback:
         raise ValueError(f"the edge listens on {edge.host} without TLS: only a loopback address is allowed")
     manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -72,9 +77,44 @@ def listener(edge: Edge, routes_from: Json | None = None) -> Json:
         address={"socket_address": {"address": edge.host, "port_value": edge.port}},
         per_connection_buffer_limit_bytes=1 << 20,
         filter_chains=[
-            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+            {
+                "filters": [
+                    {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+                ],
+                **_tls(edge, certificate_from),
+            }
         ],
     )
+
+
+def tls_certificate(certificate: Certificate) -> Json:
+    """A TlsCertificate; Envoy refuses a key that does not fit."""
+    return {
+        "certificate_chain": {"inline_string": certificate.chain},
+        "private_key": {"inline_string": certificate.key},
+    }
+
+
+def _tls(edge: Edge, certificate_from: Json | None) -> Json:
+    if edge.certificate is None:
+        return {}
+    if certificate_from is None:
+        certificate: Json = {"tls_certificates": [tls_certificate(edge.certificate)]}
+    else:
+        secret = {"name": CERTIFICATE, "sds_config": certificate_from}
+        certificate = {"tls_certificate_sds_secret_configs": [secret]}
+    context = typed(
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        common_tls_context={
+            "alpn_protocols": ["h2", "http/1.1"],
+            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+            **certificate,
+        },
+    )
+    return {
+        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": context},
+        "transport_socket_connect_timeout": _HANDSHAKE,
+    }
 
 
 def _routes(edge: Edge, routes_from: Json | None) -> Json:

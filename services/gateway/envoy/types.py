@@ -41,6 +41,14 @@ class Pages:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """The public certificate: PEM texts."""
+
+    chain: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Edge:
     """Everything an edge is rendered from.
 
@@ -49,12 +57,13 @@ class Edge:
         credentials: Keys of each consumer.
         descriptors: Serialized FileDescriptorSet of the services, with google.rpc's error details.
         proto_services: Full names of the proto services that are transcoded.
-        host: Address to listen on; loopback, because this listener has no TLS.
+        host: Address to listen on; loopback, if there is no certificate.
         port: Port to listen on.
         limits_socket: Unix socket of the rate limit service.
         pages: Files of the edge's own pages.
         bindings: The REST requests of each gRPC method, as `envoy.bindings` gives them.
         ways: Of each mesh service, where its calls go by the traffic policies.
+        certificate: With it clients must use TLS.
     """
 
     kong: Kong
@@ -67,3 +76,4 @@ class Edge:
     pages: Pages
     bindings: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
     ways: Mapping[str, tuple[Way, ...]] = field(default_factory=dict)
+    certificate: Certificate | None = None
