@@ -40,7 +40,8 @@ secrets: sync ## make the secrets of docker-compose.yml that are missing, in sec
 	@$(RUN) python -m tools.compose_secrets
 
 test: servers ## all tests; SEED=2 for another order (pytest alone takes a new one each time)
-	@$(RUN) pytest -n 2 --dist loadfile --randomly-seed=$(or $(SEED),1) --reruns 1 --rerun-show-tracebacks -raR
+	@$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder \
+	  --randomly-seed=$(or $(SEED),1) --reruns 1 --rerun-show-tracebacks -raR
 
 check: sync ## what CI checks: format, lint, types, boundaries, protos
 	@$(RUN) ruff format --check .

@@ -229,13 +229,13 @@ async def measure(server: RabbitServer, folder: Path, count: int, size: int) -> 
     return rabbit | await on_sqlite(folder / f"sqlite-{size}", count, size)
 
 
-def tasks(server: RabbitServer, folder: Path, count: int, size: int) -> dict[str, float]:
+def tasks(server: RabbitServer, folder: Path, count: int, size: int, turns: int) -> dict[str, float]:
     """Celery's workers and Plexus's, in turns."""
     folder.mkdir()
     rounds: list[dict[str, Rates]] = []
     with server.vhost() as vhost, QueueingServer(folder, server.url(vhost)) as served:
         target = f"127.0.0.1:{served.port}"
-        for number in range(ROUNDS):
+        for number in range(turns):
             found: dict[str, Rates] = {}
             for name, confirm in (("celery", True), ("celery-default", False)):
                 with server.vhost() as own:
@@ -264,6 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
     parser.add_argument("--messages", type=int, default=20_000, help="of each way, in all turns")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 16_384])
+    parser.add_argument("--turns", type=int, default=ROUNDS, help="of Celery and Plexus")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="plexus-bench-"))
     try:
@@ -273,7 +274,9 @@ def main() -> None:
             by_size: dict[int, dict[str, float]] = {}
             for size in options.sizes:
                 by_size[size] = asyncio.run(measure(server, folder, count, size))
-                by_size[size] |= tasks(server, folder / f"tasks-{size}", max(count // 2, IN_FLIGHT), size)
+                by_size[size] |= tasks(
+                    server, folder / f"tasks-{size}", max(count // 2, IN_FLIGHT), size, options.turns
+                )
                 by_size[size]["load"] = round(os.getloadavg()[0], 1)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

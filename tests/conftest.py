@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long: one that came last would keep a single worker busy at the end."""
+    markers = ("e2e", "slow")
+    long = {item.path for item in items if any(map(item.get_closest_marker, markers))}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build the servers that the chosen tests run: a build takes minutes, which no test's timeout allows."""
     wanted = {

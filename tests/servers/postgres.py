@@ -148,11 +148,18 @@ class PostgresServer:
         """End it as kill -9 does, and every process that it made."""
         process, self._process = self._process, None
         if process is not None:
+            process.send_signal(signal.SIGSTOP)  # it makes no more
             # Each of its children is a session of its own, so that no group has them all.
-            for child in _descendants(process.pid):
+            ending = _descendants(process.pid)
+            for child in ending:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             process.wait()
+            # While one is left, with the shared memory, none can be started on the same data.
+            deadline = time.monotonic() + READY_S
+            while any(map(_lives, ending)):
+                assert time.monotonic() < deadline, f"{ending} do not end"
+                time.sleep(0.01)
 
     def pause(self) -> None:
         """Stop it in its tracks: connections stay, nothing answers."""
@@ -185,6 +192,13 @@ class PostgresServer:
         """End it and remove its folder."""
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in {"Z", "X"}
+    return False
 
 
 def _descendants(pid: int) -> list[int]:
