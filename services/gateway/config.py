@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Self
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
-from services.runtime.config import Section
+from services.runtime.addresses import is_loopback, netloc
+from services.runtime.config import IPAddress, Section
 
 
 class GatewayConfig(Section):
     """The public side; routes, consumers and limits are in kong.yml."""
 
-    host: str = "127.0.0.1"
+    host: IPAddress = "127.0.0.1"
     """IP address to listen on; one that others can reach needs `tls_certificate` and `tls_key`."""
     port: int = 8000
     """Port for clients; `plexus up --port` goes before it."""
@@ -31,16 +31,11 @@ class GatewayConfig(Section):
     workers: int = 2
     """Envoy's worker threads."""
 
-    @field_validator("host")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        return str(ipaddress.ip_address(value))
-
     @model_validator(mode="after")
     def _secure(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together")
-        if self.tls_certificate is None and not ipaddress.ip_address(self.host).is_loopback:
+        if self.tls_certificate is None and not is_loopback(self.host):
             raise ValueError(
                 f"host: {self.host} can be reached by others, so it needs tls_certificate and tls_key"
             )
@@ -54,6 +49,5 @@ class GatewayConfig(Section):
 
     def url(self, port: int) -> str:
         """Where this machine reaches an edge on a port."""
-        host = self.reachable_at
         scheme = "http" if self.tls_certificate is None else "https"
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        return f"{scheme}://{netloc(self.reachable_at, port)}"

@@ -32,6 +32,7 @@ from services.mesh.registry.consul import PLAIN_TAG, PORT_META, ConsulRegistry
 from services.mesh.registry.domain import Instance
 from services.mesh.trust.domain import domain_of
 from services.runtime import telemetry
+from services.runtime.addresses import netloc
 from services.runtime.config import MeshConfig, Settings, TelemetryConfig, project_file
 from services.runtime.errors import FailedPreconditionError, PlexusError
 from services.runtime.service import VERSION, unless
@@ -118,7 +119,7 @@ def _registration(member: Membership, host: str, port: int, config: MeshConfig) 
     """The edge in Consul's catalogue, for those who look there; in the mesh nobody calls it."""
     if member.consul is None:
         return None
-    meta = {PORT_META: f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "pid": str(os.getpid())}
+    meta = {PORT_META: netloc(host, port), "pid": str(os.getpid())}
     instance = Instance(
         id=f"{NAME}-1",
         service=NAME,

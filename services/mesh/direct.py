@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from services.runtime.addresses import netloc
+
 if TYPE_CHECKING:
     from services.mesh.trust.domain import Identity
 
@@ -24,7 +26,6 @@ def control_channel(host: str, port: int, identity: Identity) -> grpc.aio.Channe
     credentials = grpc.ssl_channel_credentials(
         identity.ca_path.read_bytes(), identity.key_path.read_bytes(), identity.cert_path.read_bytes()
     )
-    netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # By the name that only a control plane's certificate has: an address alone proves nobody.
     options = [("grpc.ssl_target_name_override", f"{CONTROL}.plexus.local")]
-    return grpc.aio.secure_channel(netloc, credentials, options)
+    return grpc.aio.secure_channel(netloc(host, port), credentials, options)

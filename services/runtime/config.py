@@ -12,11 +12,12 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from services.runtime.addresses import bracketed, is_loopback
 from services.runtime.errors import FieldViolation, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ SECTIONS = (
 
 _PREFIX = "PLEXUS_"
 
+IPAddress = Annotated[str, AfterValidator(lambda value: str(ipaddress.ip_address(value)))]
+"""Type of a key that is an IP address, which is kept in its shortest form."""
+
 
 class Section(BaseModel):
     """Base of a configuration section: frozen, unknown keys refused, attribute docstrings as descriptions."""
@@ -49,9 +53,9 @@ class Section(BaseModel):
 class ServerConfig(Section):
     """Bounds of every gRPC server."""
 
-    host: str = "127.0.0.1"
+    host: IPAddress = "127.0.0.1"
     """IP address that servers listen on and are registered with: this host's own in a mesh of several hosts,
-    which needs Consul. Metrics and health checks stay on the loopback address, the edge's port as well."""
+    which needs Consul. Metrics and health checks stay on the loopback address; the edge: `gateway.host`."""
     max_concurrent_calls: int = 1000
     """Calls handled at once, streams included; one more gets RESOURCE_EXHAUSTED."""
     max_message_bytes: int = 16 * 1024 * 1024
@@ -66,20 +70,15 @@ class ServerConfig(Section):
     reflection: bool = False
     """Serve gRPC reflection; for development only, it names every method to anyone with a certificate."""
 
-    @field_validator("host")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        return str(ipaddress.ip_address(value))
-
     @property
     def netloc(self) -> str:
         """The host as it stands before `:port`."""
-        return f"[{self.host}]" if ":" in self.host else self.host
+        return bracketed(self.host)
 
     @property
     def reachable_as(self) -> str:
         """The same for callers: a name that certificates carry."""
-        return "localhost" if ipaddress.ip_address(self.host).is_loopback else self.netloc
+        return "localhost" if is_loopback(self.host) else self.netloc
 
 
 class MeshConfig(Section):

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-import structlog
 
-from services.gateway import main
 from services.gateway.config import GatewayConfig
 from services.gateway.credentials import CredentialStore
 from services.gateway.envoy.listener import listener
 from services.gateway.kong import KongFileError
 from services.runtime.config import project_file
-from tests.ports import free_port
+from tests.gateway.process import edge_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,21 +27,12 @@ WAIT_S = 20.0
 
 @asynccontextmanager
 async def _edge(state: Path, kong: Path) -> AsyncIterator[httpx.AsyncClient]:
-    ready, stop, port = asyncio.Event(), asyncio.Event(), free_port()
     config = GatewayConfig(kong_path=kong, reload_interval_s=0.05, drain_s=2, workers=1)
-    running = asyncio.create_task(main.serve(state, port, free_port(), ready.set, stop, config=config))
-    waiting = asyncio.create_task(ready.wait())
-    try:
-        await asyncio.wait({running, waiting}, timeout=WAIT_S, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            yield client
-    finally:
-        waiting.cancel()
-        stop.set()
-        await asyncio.gather(running, return_exceptions=True)
-        structlog.reset_defaults()
+    async with (
+        edge_process(state, config) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+    ):
+        yield client
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:

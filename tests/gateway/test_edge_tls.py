@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-import structlog
 import trustme
 from pydantic import ValidationError
 
-from services.gateway import main
 from services.gateway.config import GatewayConfig
 from services.gateway.proxy import EdgeConfigError, write_private
 from services.runtime.config import project_file
-from tests.ports import free_port
+from tests.gateway.process import START_S, edge_process
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
-
-WAIT_S = 60.0
 
 
 class Public:
@@ -65,9 +60,7 @@ def public(tmp_path: Path) -> Public:
     return Public(tmp_path)
 
 
-@asynccontextmanager
-async def _edge(state: Path, public: Public) -> AsyncIterator[int]:
-    ready, stop, port = asyncio.Event(), asyncio.Event(), free_port()
+def _edge(state: Path, public: Public) -> AbstractAsyncContextManager[int]:
     config = GatewayConfig(
         host="0.0.0.0",
         kong_path=project_file("gateway/kong.yml"),
@@ -77,18 +70,7 @@ async def _edge(state: Path, public: Public) -> AsyncIterator[int]:
         drain_s=1,
         workers=1,
     )
-    running = asyncio.create_task(main.serve(state, port, free_port(), ready.set, stop, config=config))
-    waiting = asyncio.create_task(ready.wait())
-    try:
-        await asyncio.wait({running, waiting}, timeout=WAIT_S, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
-        yield port
-    finally:
-        waiting.cancel()
-        stop.set()
-        await asyncio.gather(running, return_exceptions=True)
-        structlog.reset_defaults()
+    return edge_process(state, config)
 
 
 def _same(one: str, other: str) -> bool:
@@ -111,7 +93,7 @@ async def test_clients_speak_tls_and_a_replaced_certificate_breaks_no_connection
             await httpx.AsyncClient().get(f"https://localhost:{port}/healthz")
 
         new = public.renew()
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(START_S):
             while not _same(await public.shown(port), new):  # noqa: ASYNC110 - another process tells by its answers alone
                 await asyncio.sleep(0.05)
         public.renew(matching=False)

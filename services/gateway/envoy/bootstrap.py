@@ -115,16 +115,17 @@ def _from_file(xds_dir: Path, name: str) -> Json:
 
 def xds_files(edge: Edge, upstreams: Mesh | Fixed, xds_dir: Path) -> dict[str, Json]:
     """Content of the files in `xds_dir`, in the order in which to write them; the version is their hash."""
-    inside = (_from_file(xds_dir, name) for name in (ROUTES_FILE, CERTIFICATE_FILE))
+    apart = (_from_file(xds_dir, name) for name in (ROUTES_FILE, CERTIFICATE_FILE))
+    files = {
+        CLUSTERS_FILE: clusters(edge, upstreams),
+        # Apart from the listener: connections outlive a change of the routes, or of the certificate.
+        ROUTES_FILE: [typed("envoy.config.route.v3.RouteConfiguration", **route_config(edge))],
+        CERTIFICATE_FILE: [] if edge.certificate is None else [_public(edge.certificate)],
+        LISTENERS_FILE: [listener(edge, *apart)],
+    }
     return {
         name: {"version_info": _digest(resources), "resources": resources}
-        for name, resources in (
-            (CLUSTERS_FILE, clusters(edge, upstreams)),
-            # Apart from the listener: connections outlive a change of the routes, or of the certificate.
-            (ROUTES_FILE, [typed("envoy.config.route.v3.RouteConfiguration", **route_config(edge))]),
-            *((CERTIFICATE_FILE, [_public(each)]) for each in (edge.certificate,) if each is not None),
-            (LISTENERS_FILE, [listener(edge, *inside)]),
-        )
+        for name, resources in files.items()
     }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import ipaddress
 import json
 from typing import TYPE_CHECKING
 
 from services.gateway.envoy import errors, lua, routes
 from services.gateway.envoy.types import FILTERS, LIMITS_CLUSTER, Json, typed
+from services.runtime.addresses import is_loopback
 
 if TYPE_CHECKING:
     from services.gateway.envoy.types import Certificate, Edge
@@ -43,7 +43,7 @@ def listener(edge: Edge, routes_from: Json | None = None, certificate_from: Json
     Raises:
         ValueError: Neither TLS nor a loopback address; tokens would cross a network in the clear.
     """
-    if edge.certificate is None and not ipaddress.ip_address(edge.host).is_loopback:
+    if edge.certificate is None and not is_loopback(edge.host):
         raise ValueError(f"the edge listens on {edge.host} without TLS: only a loopback address is allowed")
     manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",

@@ -13,6 +13,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
+from services.runtime.addresses import netloc
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class HealthProbe:
             credentials = grpc.ssl_channel_credentials(*(path.read_bytes() for path in files))
             host, port = self._instance.address, self._instance.port
             self._channel = grpc.aio.secure_channel(
-                f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                netloc(host, port),
                 credentials,
                 [
                     ("grpc.ssl_target_name_override", f"{self._instance.service}.plexus.local"),

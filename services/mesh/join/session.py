@@ -19,6 +19,7 @@ from services.mesh.join.probe import HealthProbe, PortProbe, probe_of
 from services.mesh.registry.client import Registration
 from services.mesh.registry.consul import PORT_META
 from services.mesh.registry.domain import Health, is_service_name
+from services.runtime.addresses import netloc
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -190,8 +191,7 @@ class _Keeper:
         if isinstance(probe, HealthProbe):
             return instance.meta | await self._serving.told(self._health)
         if isinstance(probe, PortProbe):
-            host = f"[{instance.address}]" if ":" in instance.address else instance.address
-            return instance.meta | {PORT_META: f"{host}:{instance.port}"}
+            return instance.meta | {PORT_META: netloc(instance.address, instance.port)}
         return instance.meta
 
     async def leave(self) -> None:
