@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -18,6 +20,9 @@ MAX_OUTSTANDING = 10_000
 DEFAULT_OUTSTANDING = 100
 DEFAULT_OUTSTANDING_BYTES = 64 * 1024 * 1024
 _PULL_WAIT_S = 30.0
+_GATHER_S = 0.001
+_GATHER_MAX_S = 0.005
+"""A batch costs more than the messages in it: after each, others gather so long for each of its messages."""
 
 Asked = TypeVar("Asked")
 Told = TypeVar("Told")
@@ -160,7 +165,26 @@ class Consumer:
             elif deliveries:
                 self._held.update((delivery.ack_id, len(delivery.data)) for delivery in deliveries)
                 await self._out.put(Batch(deliveries, []))
+                await self._gather(len(deliveries), filled=len(deliveries) == count)
         await asyncio.Event().wait()  # the consumer ends its stream
+
+    async def _gather(self, handed_out: int, *, filled: bool) -> None:
+        """Let some messages come together, or, if the consumer was given all it had room for, some room.
+
+        What comes alone is so handed out at once, and what comes fast in batches. A consumer that has done
+        half of what it may hold does not wait.
+        """
+        until = time.monotonic() + min(handed_out * _GATHER_S, _GATHER_MAX_S)
+        while (left := until - time.monotonic()) > 0:
+            if not filled:
+                await asyncio.sleep(left)
+            elif len(self._held) <= self._flow.messages // 2:
+                return
+            else:
+                self._room.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._room.wait()
 
 
 async def in_order(
