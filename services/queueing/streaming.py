@@ -12,7 +12,7 @@ from services.queueing.domain import MAX_BATCH
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence, Sized
 
     from services.queueing.domain import Broker, Delivery, Refusal
 
@@ -165,26 +165,35 @@ class Consumer:
             elif deliveries:
                 self._held.update((delivery.ack_id, len(delivery.data)) for delivery in deliveries)
                 await self._out.put(Batch(deliveries, []))
-                await self._gather(len(deliveries), filled=len(deliveries) == count)
+                filled = len(deliveries) == count
+                await gather(len(deliveries), self._held, self._flow.messages, self._room, filled=filled)
         await asyncio.Event().wait()  # the consumer ends its stream
 
-    async def _gather(self, handed_out: int, *, filled: bool) -> None:
-        """Let some messages come together, or, if the consumer was given all it had room for, some room.
 
-        What comes alone is so handed out at once, and what comes fast in batches. A consumer that has done
-        half of what it may hold does not wait.
-        """
-        until = time.monotonic() + min(handed_out * _GATHER_S, _GATHER_MAX_S)
-        while (left := until - time.monotonic()) > 0:
-            if not filled:
-                await asyncio.sleep(left)
-            elif len(self._held) <= self._flow.messages // 2:
-                return
-            else:
-                self._room.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(left):
-                        await self._room.wait()
+async def gather(handed_out: int, held: Sized, bound: int, room: asyncio.Event, *, filled: bool) -> None:
+    """Wait a moment before more is handed out, so that it comes in batches.
+
+    What comes alone is so handed out at once, and what comes fast together. A consumer that was given all it
+    had room for, and has done half of what it may hold, does not wait.
+
+    Args:
+        handed_out: Messages of the last batch.
+        held: What the consumer holds.
+        bound: How much it may hold.
+        room: Set when it holds less.
+        filled: Whether the last batch was all it had room for.
+    """
+    until = time.monotonic() + min(handed_out * _GATHER_S, _GATHER_MAX_S)
+    while (left := until - time.monotonic()) > 0:
+        if not filled:
+            await asyncio.sleep(left)
+        elif len(held) <= bound // 2:
+            return
+        else:
+            room.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await room.wait()
 
 
 async def in_order(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +11,7 @@ import pytest
 
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.resources import Topic
-from services.queueing.streaming import Batch, Consumer, FlowControl
+from services.queueing.streaming import Batch, Consumer, FlowControl, gather
 from services.runtime.errors import UnavailableError
 from tests.contracts.broker_steps import arriving, bodies, publish, subscribe
 
@@ -96,3 +96,25 @@ async def test_what_could_not_be_settled_is_free_when_the_stream_has_failed(brok
         with pytest.raises(UnavailableError):
             await consume()
     assert sorted(await arriving(broker, count=2)) == ["a", "b"]
+
+
+async def _waits(handed_out: int, held: int, *, filled: bool) -> bool:
+    """Whether there is a pause after a batch of a consumer that may hold ten."""
+    pause = gather(handed_out, range(held), 10, asyncio.Event(), filled=filled)
+    try:
+        pause.send(None)
+    except StopIteration:
+        return False
+    with suppress(asyncio.CancelledError):
+        pause.throw(asyncio.CancelledError())
+    return True
+
+
+@pytest.mark.parametrize(
+    ("held", "filled", "waits"),
+    [(3, False, True), (10, True, True), (6, True, True), (5, True, False), (0, True, False)],
+)
+async def test_a_pause_lets_messages_gather_or_room_until_half_of_it_is_free(
+    held: int, filled: bool, waits: bool
+) -> None:
+    assert await _waits(1000, held, filled=filled) == waits

@@ -16,6 +16,7 @@ from google.pubsub_v1.types import pubsub as types
 from services.queueing.domain import MAX_BATCH, MAX_DATA_BYTES
 from services.queueing.faces import pubsub_convert as convert
 from services.queueing.faces.pubsub_names import own
+from services.queueing.streaming import gather
 from services.runtime.errors import InvalidArgumentError, UnavailableError
 
 if TYPE_CHECKING:
@@ -212,6 +213,8 @@ class PullStream:
             )
             if deliveries:
                 await self._hand_out(deliveries, told=bool(subscription.dead_letter_topic))
+                filled = len(deliveries) == count
+                await gather(len(deliveries), self._held, self._messages, self._room, filled=filled)
 
     async def _hand_out(self, deliveries: list[Delivery], *, told: bool) -> None:
         ids = [delivery.ack_id for delivery in deliveries]
