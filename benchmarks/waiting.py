@@ -2,14 +2,21 @@
 
 In this order, on each backend, over gRPC to a service in a process of its own:
 
-- idle: so many messages delayed by an hour; processor time and memory of the service while they wait.
+- idle: so many messages delayed by hours; processor time and memory of the service while they wait.
 - delayed: so many messages due at the same second; how late the last one came.
 - paused: a consumer that takes messages and does nothing; a second consumer of the same subscription, and one
   of another, must get all the others.
-- waiting: so many messages that nobody consumes; by how much the service's memory grew after the first tenth.
+- waiting: so many messages that nobody consumes; how the service's memory grew after the first tenth.
+
+With the messages of `idle` and of `waiting` there, each time: how long GetStats takes, how long after a
+kill -9 of the service, and of RabbitMQ, the subscription is counted (idle) or gives a message (waiting)
+again, and how long its deletion takes; and, while it is being counted and deleted, the longest that one
+small publish to another topic took.
 
 The last line is one JSON object, the worse of the backends: idle_cpu_percent (bar 2), idle_growth_mib,
-delayed_late_s (bar 3), paused_missing, waiting_growth_mib. The exit code is 1 if paused_missing.
+delayed_late_s (bar 3), paused_missing, waiting_growth_mib; and of idle and waiting each, in seconds,
+stats_s, service_killed_s, broker_killed_s, delete_s, others_s. The exit code is 1 if paused_missing, or if
+messages that wait were not all counted.
 """
 
 from __future__ import annotations
@@ -23,8 +30,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import grpc
+
+from benchmarks.broker.plan import KILL, Fault
 from benchmarks.broker.stage import Stage
 from plexus.queueing.v1 import queueing_pb2 as pb
 
@@ -33,8 +43,11 @@ if TYPE_CHECKING:
 
 BATCH, LANES = 1000, 4
 PUBLISH_S = 300.0
+AGAIN_S = 600.0
+FAR_S = 4 * 3600.0
 PARTS = ("idle", "delayed", "paused", "waiting")
 _TICKS = os.sysconf("SC_CLK_TCK")
+Answer = TypeVar("Answer")
 
 
 def cpu_s(pid: int) -> float:
@@ -52,9 +65,10 @@ def rss_mib(pid: int) -> float:
 class Trial:
     """One backend."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, broker: bool) -> None:
         self._stage = stage
         self._stub = stage.stub
+        self._broker = broker
 
     async def _make(self, topic: str, *subscriptions: str) -> None:
         await self._stub.CreateTopic(pb.CreateTopicRequest(topic=topic), timeout=60)
@@ -97,21 +111,27 @@ class Trial:
             pass  # `got` says so
         return got, last
 
+    @staticmethod
+    def _tell_rate(count: int, began: float) -> None:
+        print(f"  {count / (time.monotonic() - began):.0f} messages/s stored", flush=True)
+
     async def idle(self, count: int, seconds: float) -> dict[str, float]:
         """Far delays."""
         await self._make("idle", "idle")
         pid = self._stage.service.pid
-        await self._publish("idle", max(1, count // 10), delay_s=3600)
-        before = rss_mib(pid)
-        await self._publish("idle", count - count // 10, delay_s=3600)
+        await self._publish("idle", max(1, count // 10), delay_s=FAR_S)
+        before, began = rss_mib(pid), time.monotonic()
+        await self._publish("idle", count - count // 10, delay_s=FAR_S)
+        self._tell_rate(count - count // 10, began)
         await asyncio.sleep(seconds / 4)  # what publishing left behind is done
         used = cpu_s(pid)
         await asyncio.sleep(seconds)
         percent = (cpu_s(pid) - used) / seconds * 100
-        return {
+        found = {
             "idle_cpu_percent": round(percent, 2),
             "idle_growth_mib": round(max(0.0, rss_mib(pid) - before), 1),
         }
+        return found | await self._endure("idle", count)
 
     async def delayed(self, count: int, delay_s: float) -> dict[str, float]:
         """The same second."""
@@ -160,8 +180,83 @@ class Trial:
         before = rss_mib(pid)
         began = time.monotonic()
         await self._publish("waiting", count - count // 10)
-        print(f"  {(count - count // 10) / (time.monotonic() - began):.0f} messages/s stored")
-        return {"waiting_growth_mib": round(max(0.0, rss_mib(pid) - before), 1)}
+        self._tell_rate(count - count // 10, began)
+        found = {"waiting_growth_mib": round(max(0.0, rss_mib(pid) - before), 1)}
+        return found | await self._endure("waiting", count)
+
+    # With many there.
+
+    async def _endure(self, name: str, count: int) -> dict[str, float]:
+        """Count them, kill what holds them, delete them."""
+        found: dict[str, float] = {}
+        await self._make(f"others-{name}", f"others-{name}")
+        others = asyncio.create_task(self._others(f"others-{name}"))
+        found["stats_s"], missing = await self._counted(name, count)
+        for target in ("service", "broker") if self._broker else ("service",):
+            others.cancel()
+            await asyncio.gather(others, return_exceptions=True)
+            await self._stage.settle()
+            began = time.monotonic()
+            await self._stage.suffer(Fault(KILL, target, 0.0, 0.0, 0))
+            await (self._counted(name, count) if name == "idle" else self._first(name))
+            found[f"{target}_killed_s"] = time.monotonic() - began
+            others = asyncio.create_task(self._others(f"others-{name}"))
+        missing = max(missing, (await self._counted(name, count))[1])
+        began = time.monotonic()
+        request = pb.DeleteSubscriptionRequest(subscription=name)
+        await self._stub.DeleteSubscription(request, timeout=AGAIN_S)
+        found["delete_s"] = time.monotonic() - began
+        others.cancel()
+        found["others_s"] = await others
+        return {f"{name}_{key}": round(value, 2) for key, value in found.items()} | {
+            f"{name}_missing": missing
+        }
+
+    async def _counted(self, name: str, count: int) -> tuple[float, int]:
+        """How long counting takes, and how many are missing."""
+        began = time.monotonic()
+        stats = await self._again(
+            lambda: self._stub.GetStats(pb.GetStatsRequest(subscription=name), timeout=AGAIN_S)
+        )
+        present = stats.ready + stats.leased + stats.delayed
+        return time.monotonic() - began, count - present
+
+    async def _first(self, name: str) -> None:
+        """Take one and give it back."""
+        request = pb.PullRequest(subscription=name, max_messages=1)
+        request.wait.FromSeconds(20)
+        while True:
+            answer = await self._again(lambda: self._stub.Pull(request, timeout=60))
+            if answer.deliveries:
+                break
+        free = pb.Extension(ack_id=answer.deliveries[0].ack_id)
+        back = pb.ModifyAckDeadlineRequest(subscription=name, extensions=[free])
+        await self._stub.ModifyAckDeadline(back, timeout=60)
+
+    @staticmethod
+    async def _again(call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Ask until it is answered."""
+        until = time.monotonic() + AGAIN_S
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def _others(self, name: str) -> float:
+        """Publish one small message after another until cancelled; the longest that one took, in seconds."""
+        longest = 0.0
+        request = pb.PublishRequest(topic=name, messages=[pb.Message(data=b"x")])
+        try:
+            while True:
+                began = time.monotonic()
+                await self._again(lambda: self._stub.Publish(request, timeout=PUBLISH_S))
+                longest = max(longest, time.monotonic() - began)
+                await asyncio.sleep(0.02)
+        except asyncio.CancelledError:
+            return longest
 
 
 async def run(options: argparse.Namespace, backend: str, folder: Path) -> dict[str, float]:
@@ -169,7 +264,7 @@ async def run(options: argparse.Namespace, backend: str, folder: Path) -> dict[s
     print(f"{backend}: load {os.getloadavg()[0]:.1f}", flush=True)
     found: dict[str, float] = {}
     async with Stage(folder / backend, broker=backend == "rabbitmq") as stage:
-        trial = Trial(stage)
+        trial = Trial(stage, broker=backend == "rabbitmq")
         steps: dict[str, Callable[[], Awaitable[dict[str, float]]]] = {
             "idle": lambda: trial.idle(options.idle, options.idle_s),
             "delayed": lambda: trial.delayed(options.delayed, options.delay_s),
@@ -201,9 +296,10 @@ def main() -> None:
         found = [asyncio.run(run(options, backend, folder)) for backend in options.backends]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    figures = {key: max(entry[key] for entry in found) for key in found[0]}
-    print(json.dumps(figures))
-    sys.exit(1 if figures.get("paused_missing") else 0)
+    names = dict.fromkeys(key for figures in found for key in figures)
+    worst = {key: max(figures[key] for figures in found if key in figures) for key in names}
+    print(json.dumps(worst))
+    sys.exit(1 if any(worst[key] for key in worst if key.endswith("_missing")) else 0)
 
 
 if __name__ == "__main__":
