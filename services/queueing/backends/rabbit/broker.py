@@ -393,12 +393,14 @@ class RabbitBroker:
         by_time = position.time is not None
         topic = None if is_pattern(found.topic) else await self.get_topic(found.topic)
         if topic is not None and topic.log and (not by_time or topic.retains_for(found)):
+            await self._logs.check(topic)
             await self._empty(found)
             wanted = Events(after=position.time or 0.0, from_sequence=position.sequence or 0)
             await self.replay(topic.name, wanted, subscription)
         elif position.time is None:
             raise FailedPreconditionError(f"topic {found.topic!r} keeps no log", reason="TOPIC_HAS_NO_LOG")
         elif found.retain_acked:
+            await retained.check(found, self._receiving)
             await self._empty(found)
             await retained.restore(found, position.time, self._receiving, self._publisher, self._outgoing)
         elif position.time < time.time():
@@ -440,6 +442,7 @@ class RabbitBroker:
     async def _restore(self, name: str, subscription: Subscription) -> None:
         kept = await self._state.snapshot(name)
         kept.snapshot.check_seek(subscription)
+        await self._snapshots.check(kept)
         await self._empty(subscription)
         await self._snapshots.restore(kept, subscription)
 

@@ -8,7 +8,10 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from aio_pika.exceptions import ChannelNotFoundEntity
+
 from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
+from services.queueing.backends.rabbit.reading import is_there
 from services.queueing.backends.rabbit.topology import DIRECT, TOPICS, log_name, stream_arguments
 from services.queueing.backends.rabbit.wire import MARKER, Carried, Packet, decode
 from services.queueing.kept import Event, Events
@@ -58,13 +61,22 @@ class Logs:
             if not channel.is_closed:
                 await channel.close()
 
+    async def check(self, topic: Topic) -> None:
+        """See to it that a topic's stream is there, before anything is given up for what is in it.
+
+        Raises:
+            FailedPreconditionError: Somebody deleted it.
+        """
+        if not await is_there(self._link, log_name(topic.name)):
+            raise _gone(topic)
+
     async def read(self, topic: Topic, events: Events, limit: int) -> list[tuple[int, Carried]]:
         """Sequence and message, oldest first.
 
         The end of a stream is not told by the broker, so a marker is put there and read up to.
 
         Raises:
-            FailedPreconditionError: The topic keeps no log.
+            FailedPreconditionError: The topic keeps no log, or somebody deleted it.
             UnavailableError: The broker cannot be reached, or the log was not read in time.
         """
         if not topic.log:
@@ -89,6 +101,8 @@ class Logs:
             await queue.consume(reading.take, arguments={"x-stream-offset": start})
             async with asyncio.timeout(_READ_S):
                 await reading.done.wait()
+        except ChannelNotFoundEntity:
+            raise _gone(topic) from None
         except (*BROKEN, TimeoutError) as error:
             raise away("the log could not be read in time") from error
         except asyncio.CancelledError:
@@ -99,6 +113,15 @@ class Logs:
             if not channel.is_closed:
                 await channel.close()
         return reading.found[:limit]
+
+
+def _gone(topic: Topic) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"the log of topic {topic.name!r} was deleted in RabbitMQ: set log to false and then to true, to log "
+        "what comes from then on",
+        reason="TOPIC_LOG_GONE",
+        metadata={"topic": topic.name},
+    )
 
 
 class _Reading:

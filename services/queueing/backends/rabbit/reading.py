@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from aio_pika.exceptions import ChannelNotFoundEntity
+
 from services.queueing.backends.rabbit.link import away
 from services.queueing.backends.rabbit.wire import MARKER
 
@@ -14,8 +16,24 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+    from services.queueing.backends.rabbit.link import Link
+
 PREFETCH = 500
 _READ_S = 60.0
+
+
+async def is_there(link: Link, stream: str) -> bool:
+    """Whether nobody has deleted a stream.
+
+    Raises:
+        UnavailableError: The broker cannot be reached.
+    """
+    async with link.lent() as channel:
+        try:
+            await channel.get_queue(stream, ensure=True)
+        except ChannelNotFoundEntity:
+            return False
+    return True
 
 
 async def batches(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from services.queueing.backends.rabbit.link import away
-from services.queueing.backends.rabbit.reading import batches
+from services.queueing.backends.rabbit.reading import batches, is_there
 from services.queueing.backends.rabbit.topology import (
     DIRECT,
     TOPICS,
@@ -17,7 +17,7 @@ from services.queueing.backends.rabbit.topology import (
     retained_name,
 )
 from services.queueing.backends.rabbit.wire import MARKER, Packet, again, decode
-from services.runtime.errors import UnimplementedError
+from services.runtime.errors import FailedPreconditionError, UnimplementedError
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel
@@ -55,6 +55,21 @@ def check_change(present: Subscription, wanted: Subscription) -> None:
             "on RabbitMQ the ttl of a subscription that retains is fixed: set retain_acked to false, and "
             "then both again, which forgets what it retains",
             reason="RETENTION_FIXED",
+        )
+
+
+async def check(subscription: Subscription, link: Link) -> None:
+    """See to it that what a subscription retains is there, before anything is given up for it.
+
+    Raises:
+        FailedPreconditionError: Somebody deleted its stream.
+    """
+    if not await is_there(link, retained_name(subscription.name)):
+        raise FailedPreconditionError(
+            f"what {subscription.name!r} retains was deleted in RabbitMQ: set retain_acked to false and then "
+            "to true, to retain what comes from then on",
+            reason="RETAINED_GONE",
+            metadata={"subscription": subscription.name},
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from services.queueing.backends.rabbit.reading import batches
+from services.queueing.backends.rabbit.reading import batches, is_there
 from services.queueing.backends.rabbit.state import Kept
 from services.queueing.backends.rabbit.topology import (
     DIRECT,
@@ -109,6 +109,15 @@ class Snapshots:
         async with self._link.lent() as channel:
             await channel.queue_delete(kept.stream)
         await self._state.drop_snapshot(kept)
+
+    async def check(self, kept: Kept) -> None:
+        """See to it that what a snapshot keeps is there, before anything is given up for it.
+
+        Raises:
+            NotFoundError: Somebody deleted its stream.
+        """
+        if not await is_there(self._link, kept.stream):
+            raise _gone(kept)
 
     async def restore(self, kept: Kept, subscription: Subscription) -> None:
         """Deliver to an emptied subscription what a snapshot keeps: first what was held, then what came."""
