@@ -13,6 +13,8 @@ from services.queueing.sagas.tables import DEFINITIONS, NAMES, SAGAS
 from services.runtime.errors import AlreadyExistsError, FailedPreconditionError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -36,15 +38,29 @@ async def create(
     return made
 
 
-async def newest(connection: AsyncConnection, name: str, *, lock: str = "") -> Definition:
-    """The newest version; `lock` is `share` against changes of it until the transaction ends, or `change`."""
+async def newest(connection: AsyncConnection, name: str, *, lock: bool = False) -> Definition:
+    """The newest version; with `lock` nobody else reads it to start a saga, or changes it."""
     query = select(NAMES.c.newest).where(NAMES.c.name == name)
     if lock:
-        query = query.with_for_update(read=lock == "share")
+        query = query.with_for_update()
     number = (await connection.execute(query)).scalar_one_or_none()
     if number is None:
         raise no_definition(name)
     return await version(connection, name, number)
+
+
+async def newest_of(connection: AsyncConnection, names: Collection[str]) -> dict[str, Definition]:
+    """The newest versions of those names that there are, unchanged until the transaction ends."""
+    if not names:
+        return {}
+    query = (
+        select(NAMES.c.name, DEFINITIONS.c.document)
+        .join(DEFINITIONS, (NAMES.c.name == DEFINITIONS.c.name) & (NAMES.c.newest == DEFINITIONS.c.version))
+        .where(NAMES.c.name.in_(names))
+        .order_by(NAMES.c.name)
+        .with_for_update(read=True, of=NAMES)
+    )
+    return {row.name: definition_of(row.document) for row in await connection.execute(query)}
 
 
 async def version(connection: AsyncConnection, name: str, number: int) -> Definition:
@@ -70,7 +86,7 @@ async def page(connection: AsyncConnection, *, limit: int, after: str) -> list[D
 
 async def change(connection: AsyncConnection, definition: Definition, now: float) -> Definition:
     """Keep the next version; see `SagaStore.update_definition`."""
-    present = await newest(connection, definition.name, lock="change")
+    present = await newest(connection, definition.name, lock=True)
     if (present.steps, present.labels) == (definition.steps, definition.labels):
         return present
     made = replace(definition, version=present.version + 1, created=present.created, updated=now)
@@ -87,7 +103,7 @@ async def change(connection: AsyncConnection, definition: Definition, now: float
 
 async def remove(connection: AsyncConnection, name: str) -> None:
     """Forget all versions; see `SagaStore.delete_definition`."""
-    await newest(connection, name, lock="change")
+    await newest(connection, name, lock=True)
     if (await connection.execute(select(SAGAS.c.id).where(_unended(name)).limit(1))).first():
         raise FailedPreconditionError(
             f"sagas of definition {name!r} have not ended",

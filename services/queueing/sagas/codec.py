@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -24,6 +25,7 @@ def definition_text(definition: Definition) -> str:
     return _DEFINITION.dump_json(definition).decode()
 
 
+@lru_cache(maxsize=256)
 def definition_of(text: str) -> Definition:
     """The definition of a text."""
     return _DEFINITION.validate_json(text)
@@ -56,6 +58,8 @@ def saga_of(row: Row[*tuple[Any, ...]]) -> Saga:
     saga = _SAGA.validate_json(row.document)
     if not hasattr(row, "input"):
         return saga
+    if row.results == "{}":
+        return replace(saga, input=json.loads(row.input))
     results: dict[str, Any] = json.loads(row.results)
     steps = tuple(replace(step, result=results.get(step.name)) for step in saga.steps)
     return replace(saga, input=json.loads(row.input), steps=steps)

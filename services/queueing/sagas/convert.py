@@ -10,16 +10,15 @@ from google.protobuf import json_format, struct_pb2
 from plexus.queueing.v1 import sagas_pb2
 from services.queueing.convert import duration_to, present_to, retry_from, retry_to, seconds, timestamp_to
 from services.queueing.sagas.codec import json_text
+from services.queueing.sagas.contract import Order, Which
 from services.queueing.sagas.definitions import Action, Definition, Step
 from services.queueing.sagas.domain import (
     MAX_INPUT_BYTES,
     MAX_REQUEST_ID,
     Cause,
     Kind,
-    Order,
     State,
     StepState,
-    Which,
     check_id,
 )
 from services.runtime.errors import InvalidArgumentError

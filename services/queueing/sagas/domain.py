@@ -1,19 +1,16 @@
-"""Sagas that run, and what keeps them."""
+"""Sagas that run."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from services.runtime.errors import InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from services.queueing.sagas.definitions import Action, Definition
-    from services.queueing.sagas.machine import Event, Transition
 
 MAX_INPUT_BYTES = 256 * 1024
 MAX_RESULT_BYTES = 64 * 1024
@@ -224,35 +221,6 @@ class Record:
     took_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A request to start a saga.
-
-    Attributes:
-        definition: Name of the definition.
-        input: What every step gets.
-        id: Wanted; empty for a random one.
-        request: The caller's name for this request, unique over callers; empty if it will not repeat it.
-        digest: Of what is asked for.
-        trace: W3C trace context.
-    """
-
-    definition: str
-    input: dict[str, Any]
-    id: str = ""
-    request: str = ""
-    digest: str = ""
-    trace: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Which:
-    """Which sagas: all whose every given property holds."""
-
-    definition: str = ""
-    state: State | None = None
-
-
 def check_id(saga_id: str) -> str:
     """Return a valid id.
 
@@ -281,107 +249,3 @@ def no_definition(name: str, version: int = 0) -> NotFoundError:
     return NotFoundError(
         f"no saga definition {which}", reason="SAGA_DEFINITION_NOT_FOUND", metadata={"definition": name}
     )
-
-
-class SagaStore(Protocol):
-    """Keeps definitions and sagas; every change is durable when its call returns.
-
-    Several replicas may use one store at a time. Calls for a saga or definition that does not exist raise
-    NotFoundError.
-    """
-
-    async def create_definition(self, definition: Definition) -> Definition:
-        """Keep version 1.
-
-        Raises:
-            AlreadyExistsError: There is one of this name.
-        """
-        ...
-
-    async def get_definition(self, name: str, version: int = 0) -> Definition:
-        """Get a version; 0 is the newest."""
-        ...
-
-    async def list_definitions(self, *, limit: int, after: str = "") -> list[Definition]:
-        """The newest versions, in order of names."""
-        ...
-
-    async def update_definition(self, definition: Definition) -> Definition:
-        """Keep the next version, or return the newest one if it is the same."""
-        ...
-
-    async def delete_definition(self, name: str) -> None:
-        """Forget all versions.
-
-        Raises:
-            FailedPreconditionError: A saga of it has not ended.
-        """
-        ...
-
-    async def start(self, order: Order, *, max_running: int) -> Saga:
-        """Keep a new saga of the newest version, or return the one that the same request started.
-
-        Raises:
-            AlreadyExistsError: The id is taken.
-            InvalidArgumentError: The request's name was used for another request.
-            ResourceExhaustedError: Too many have not ended.
-        """
-        ...
-
-    async def get(self, saga_id: str) -> Saga:
-        """Get a saga."""
-        ...
-
-    async def work(self, saga_id: str) -> tuple[Saga, Definition]:
-        """Get a saga with what it runs."""
-        ...
-
-    async def list_sagas(
-        self, which: Which, *, limit: int, before: tuple[float, str] | None = None
-    ) -> list[Saga]:
-        """Sagas, the newest first, after a creation time and id; without input and results."""
-        ...
-
-    async def change(self, saga_id: str, event: Event) -> Transition:
-        """Apply an event to a saga as it is now, one after the other.
-
-        Raises:
-            FailedPreconditionError: As `machine.apply`.
-        """
-        ...
-
-    async def drive(self, saga_id: str, owner: str, event: Event) -> tuple[Transition, bool]:
-        """Apply an event, and give the saga back unless something is to be done at once.
-
-        Returns:
-            The transition, and whether one has the saga still.
-        """
-        ...
-
-    async def events(self, saga_id: str, *, limit: int, after: int = 0) -> list[Record]:
-        """The history after a revision, the oldest first."""
-        ...
-
-    async def claim(self, owner: str, *, limit: int, lease_s: float) -> Sequence[str]:
-        """Take sagas that are due and that nobody has; their ids."""
-        ...
-
-    async def renew(self, owner: str, saga_ids: Sequence[str], *, lease_s: float) -> None:
-        """Have these for longer, as far as one still has them."""
-        ...
-
-    async def release(self, saga_id: str, owner: str, *, retry_s: float) -> None:
-        """Give a saga back, if one still has it, and let nobody take it for `retry_s` seconds."""
-        ...
-
-    async def next_due_s(self, *, most: float) -> float:
-        """Seconds until a saga can be claimed, at most `most`."""
-        ...
-
-    async def counts(self) -> dict[State, int]:
-        """How many sagas have not ended, by state."""
-        ...
-
-    async def purge(self, *, ended_before: float, limit: int) -> int:
-        """Forget sagas that ended before, seconds since 1970; how many."""
-        ...

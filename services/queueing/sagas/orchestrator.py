@@ -1,9 +1,9 @@
 """Drives sagas: does what is due, hears the answers, takes over from replicas that died.
 
-A saga is changed by one transaction an event, whoever brings it; what a change asks for is done by whoever
-holds the saga's lease, which ends with the turn or with its holder. The change is durable before what it asks
-for is done, and an answer before it is acknowledged: so nothing is lost, and what is repeated has the call id
-that it had.
+What waits to be written is written together, whoever brings it, in one transaction after the other. With it
+goes who does what the saga asks for then: whoever wrote it, so that nothing is read again before it is done.
+The change is durable before what it asks for is done, and an answer before it is acknowledged: so nothing is
+lost, and what is repeated has the call id that it had.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from typing import TYPE_CHECKING
 import structlog
 
 from services.queueing.sagas import metrics
+from services.queueing.sagas.contract import Change
 from services.queueing.sagas.domain import Kind
-from services.queueing.sagas.machine import Sent, Tick
+from services.queueing.sagas.machine import Sent
 from services.queueing.sagas.requests import answer_in
+from services.queueing.sagas.writer import Writer
 from services.runtime.errors import NotFoundError, PlexusError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from services.queueing.domain import Delivery
-    from services.queueing.sagas.definitions import Definition
-    from services.queueing.sagas.domain import Record, Saga, SagaStore
-    from services.queueing.sagas.machine import Event, Transition
+    from services.queueing.sagas.contract import Made, Order, SagaStore
+    from services.queueing.sagas.domain import Record, Saga
+    from services.queueing.sagas.machine import Event
     from services.queueing.sagas.methods import Methods
     from services.queueing.sagas.requests import Channel
     from services.queueing.sagas.watching import Changes
@@ -40,8 +42,8 @@ log = structlog.get_logger(__name__)
 _RETRY_S = 1.0
 _CLOSE_S = 5.0
 _HOUSE_S = 10.0
-_PURGED = 500
-_GIVEN_BACK_S = 0.001
+_PAGE = 500
+_BATCH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,164 +93,250 @@ class Orchestrator:
         self._changes = changes
         self._pace = pace or Pace()
         self._owner = secrets.token_hex(8)
-        self._turns: dict[str, asyncio.Task[None]] = {}
+        self._held: dict[str, tuple[int, str]] = {}
+        self._writer = Writer(store, self._owner, self._pace.lease_s, self._room, self._made)
+        self._outgoing: asyncio.Queue[Made] = asyncio.Queue()
+        self._done: asyncio.Queue[Delivery] = asyncio.Queue(_PAGE)
+        self._calls: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
+        self._looks_at = 0.0
         self._opened = False
-        self._turning, self._sending, self._hearing = _Part("turns"), _Part("requests"), _Part("replies")
+        self._parts = {name: _Part(name) for name in ("turns", "requests", "replies")}
 
-    def wake(self) -> None:
-        """Look at once whether something is due."""
-        self._woken.set()
+    async def start(self, order: Order) -> Saga:
+        """Start a saga, or find the one that the same request started.
+
+        Raises:
+            PlexusError: As the store's `write`.
+        """
+        return (await self._writer.submit(order)).saga
 
     async def change(self, saga_id: str, event: Event) -> Saga:
         """Apply an event and have what it asks for done.
 
         Raises:
-            PlexusError: As the store's `change`.
+            PlexusError: As the store's `write`.
         """
-        made = await self._store.change(saga_id, event)
-        self._tell(made)
-        if made.saga.due == 0.0:
-            self.wake()
-        return made.saga
-
-    def _tell(self, made: Transition) -> None:
-        for record in made.records:
-            _observe(made.saga, record)
-        if made.records:
-            self._changes.tell(made.saga.id)
+        return (await self._writer.submit(Change(saga_id, event))).saga
 
     async def run(self) -> None:
         """Drive until cancelled; then what is under way is left to others at once."""
         loops: tuple[Callable[[], Awaitable[None]], ...] = (
+            self._writer.run,
             self._drive,
+            self._send,
             self._receive,
+            self._acknowledge,
             self._renew,
+            self._look,
             self._keep_house,
         )
-        async with asyncio.TaskGroup() as group:
-            for loop in loops:
-                group.create_task(self._for_ever(loop), name=f"sagas-{loop.__name__.strip('_')}")
+        try:
+            async with asyncio.TaskGroup() as group:
+                for loop in loops:
+                    group.create_task(self._for_ever(loop), name=f"sagas-{loop.__name__.strip('_')}")
+        finally:
+            await self._stop()
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Repeat work; while a dependency is away try again."""
         part = _Part(work.__name__.strip("_"))
-        try:
-            while True:
-                try:
-                    await work()
-                    part.works()
-                except PlexusError as error:
-                    part.waits(error)
-                    await asyncio.sleep(_soon())
-        finally:
-            if work == self._drive:
-                await self._stop_turns()
+        while True:
+            try:
+                await work()
+                part.works()
+            except PlexusError as error:
+                part.waits(error)
+                await asyncio.sleep(_soon())
+
+    async def _stop(self) -> None:
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        if calls:
+            await asyncio.wait(calls, timeout=_CLOSE_S)
+        with suppress(PlexusError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._store.release_all(self._owner)
 
     # What is due.
+
+    def _room(self) -> int:
+        return self._pace.concurrency - len(self._held)
+
+    def _made(self, made: Made) -> None:
+        """Tell what a write did, and have done what it asks for, if this replica has the saga."""
+        saga = made.saga
+        for record in made.records:
+            _observe(saga, record)
+        if made.records:
+            self._changes.tell(saga.id, made.records)
+        if made.held:
+            self._hold(made)
+            return
+        self._let_go(saga.id)
+        if saga.due is not None and saga.due < self._looks_at:
+            self._woken.set()
+
+    def _hold(self, made: Made) -> None:
+        saga, attempt = made.saga, made.saga.attempt
+        if attempt is None:
+            return
+        revision, call_id = self._held.get(saga.id, (0, ""))
+        if saga.revision < revision or attempt.call_id == call_id:
+            return  # it is being done
+        self._held[saga.id] = (saga.revision, attempt.call_id)
+        if saga.action_of(made.definition).method:
+            call = asyncio.create_task(self._call(made))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+        else:
+            self._outgoing.put_nowait(made)
+
+    def _let_go(self, saga_id: str, call_id: str = "") -> None:
+        """Care no more for a saga, or for a call of it if that is what is being done."""
+        held = self._held.get(saga_id)
+        if held is None or (call_id and held[1] != call_id):
+            return
+        del self._held[saga_id]
+        if len(self._held) == self._pace.concurrency - 1:
+            self._woken.set()  # there is room again
 
     async def _drive(self) -> None:
         self._woken.clear()
         if not self._opened:
             await self._channel.open()
             self._opened = True
-        room = self._pace.concurrency - len(self._turns)
         pause_s = self._pace.poll_s
-        if room:
+        self._looks_at = time.time() + pause_s
+        if self._room() > 0:
             pause_s = await self._store.next_due_s(most=self._pace.poll_s)
             if not pause_s:
-                claimed = await self._store.claim(self._owner, limit=room, lease_s=self._pace.lease_s)
-                for saga_id in claimed:
-                    if saga_id not in self._turns:  # else our own lease had run out, and is ours again
-                        self._turns[saga_id] = asyncio.create_task(self._turn(saga_id))
-                if claimed:
+                if await self._writer.claim():
                     return
                 pause_s = min(self._pace.poll_s, 0.05)  # another replica is faster
+        self._looks_at = time.time() + pause_s
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._woken.wait()
 
-    async def _turn(self, saga_id: str) -> None:
-        """Do what a saga asks for until it waits; on failure its lease runs out, and somebody tries again."""
+    async def _call(self, made: Made) -> None:
+        """Do an attempt that is a call; on failure the saga's lease runs out, and somebody tries again."""
+        saga = made.saga
+        call_id = saga.attempt.call_id if saga.attempt else ""
         try:
-            held = True
-            while held:
-                event = await self._do(*await self._store.work(saga_id))
-                if event is None:
-                    await self._store.release(saga_id, self._owner, retry_s=_soon())
-                    return
-                made, held = await self._store.drive(saga_id, self._owner, event)
-                self._tell(made)
-            self._turning.works()
-        except asyncio.CancelledError:
-            with suppress(PlexusError):
-                await self._store.release(saga_id, self._owner, retry_s=_GIVEN_BACK_S)
-            raise
+            event = await self._methods.call(saga, saga.action_of(made.definition))
+            await self._writer.submit(Change(saga.id, event))
+            self._parts["turns"].works()
         except NotFoundError:
             pass
         except PlexusError as error:
-            self._turning.waits(error)
+            self._parts["turns"].waits(error)
         except Exception:  # one saga must not stop the others; its lease runs out before it is tried again
-            log.exception("saga_turn_failed", saga=saga_id)
+            log.exception("saga_turn_failed", saga=saga.id)
         finally:
-            del self._turns[saga_id]
-            self.wake()
+            self._let_go(saga.id, call_id)
 
-    async def _do(self, saga: Saga, definition: Definition) -> Event | None:
-        """Do what is due, and tell what came of it; None if it cannot be done now."""
-        attempt = saga.attempt
-        if attempt is None or attempt.deadline:
-            return Tick()
-        action = saga.action_of(definition)
-        if action.method:
-            return await self._methods.call(saga, action)
+    async def _send(self) -> None:
+        """Send what waits, all of it together."""
+        batch = [await self._outgoing.get()]
+        while len(batch) < _BATCH and not self._outgoing.empty():
+            batch.append(self._outgoing.get_nowait())
+        answers = await self._channel.send([(made.saga, made.definition) for made in batch])
+        failed: list[Made] = []
+        for made, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, PlexusError):
+                self._parts["requests"].waits(answer)
+                failed.append(made)
+                continue
+            self._parts["requests"].works()
+            if made.saga.attempt is not None:
+                event = answer or Sent(made.saga.attempt.call_id)
+                self._write_later(made, event, urgent=answer is not None)
+        if failed:
+            await self._give_back(failed)
+
+    def _write_later(self, made: Made, event: Event, *, urgent: bool) -> None:
+        future = self._writer.submit(Change(made.saga.id, event), urgent=urgent)
+        call_id = made.saga.attempt.call_id if made.saga.attempt else ""
+
+        def written(future: asyncio.Future[Made]) -> None:
+            if not future.cancelled() and future.exception() is not None:
+                self._let_go(made.saga.id, call_id)  # its lease runs out, and it is sent again
+
+        future.add_done_callback(written)
+
+    async def _give_back(self, failed: Sequence[Made]) -> None:
+        """Leave what cannot be sent now to anybody, after a while."""
+        ids = [made.saga.id for made in failed]
         try:
-            refused = await self._channel.send(saga, attempt, action)
-        except PlexusError as error:
-            self._sending.waits(error)
-            return None
-        self._sending.works()
-        return refused or Sent(attempt.call_id)
-
-    async def _stop_turns(self) -> None:
-        turns = list(self._turns.values())
-        for turn in turns:
-            turn.cancel()
-        if turns:
-            await asyncio.wait(turns, timeout=_CLOSE_S)
+            await self._store.release(ids, self._owner, retry_s=_soon())
+        finally:
+            for saga_id in ids:
+                self._let_go(saga_id)
 
     async def _renew(self) -> None:
         await asyncio.sleep(self._pace.lease_s / 3)
-        if self._turns:
-            await self._store.renew(self._owner, list(self._turns), lease_s=self._pace.lease_s)
+        held = list(self._held)
+        for first in range(0, len(held), _PAGE):
+            some = held[first : first + _PAGE]
+            await self._store.renew(self._owner, some, lease_s=self._pace.lease_s)
 
     # What is answered.
 
     async def _receive(self) -> None:
+        """Write answers into their sagas; they are acknowledged when that is durable."""
         deliveries = await self._channel.receive()
-        written = await asyncio.gather(*(self._take(delivery) for delivery in deliveries))
-        pairs = list(zip(deliveries, written, strict=True))
-        if done := [delivery for delivery, taken in pairs if taken]:
-            await self._channel.done(done)
-        if later := [delivery for delivery, taken in pairs if not taken]:
+        taken = [(delivery, self._take(delivery)) for delivery in deliveries]
+        if pending := [future for _, future in taken if future is not None]:
+            await asyncio.wait(pending)
+        later = []
+        for delivery, future in taken:
+            if future is None or self._is_written(delivery, future):
+                await self._done.put(delivery)
+            else:
+                later.append(delivery)
+        if later:
             await self._channel.give_back(later)
             await asyncio.sleep(_soon())
 
-    async def _take(self, delivery: Delivery) -> bool:
-        """Write an answer into its saga; False if that cannot be done now."""
+    def _take(self, delivery: Delivery) -> asyncio.Future[Made] | None:
+        """Have an answer written; None if there is nothing to write."""
         found = answer_in(delivery)
-        if found is None:
-            return True
-        saga_id, event = found
-        try:
-            await self.change(saga_id, event)
-        except NotFoundError:
-            log.warning("saga_reply_for_nobody", saga=saga_id)
-        except PlexusError as error:
-            self._hearing.waits(error)
+        return None if found is None else self._writer.submit(Change(*found))
+
+    def _is_written(self, delivery: Delivery, future: asyncio.Future[Made]) -> bool:
+        """Whether an answer is done with; else it must come again."""
+        error = future.exception()
+        if error is None:
+            self._parts["replies"].works()
+        elif isinstance(error, NotFoundError):
+            log.warning("saga_reply_for_nobody", message_id=delivery.message.message_id)
+        elif isinstance(error, PlexusError):
+            self._parts["replies"].waits(error)
             return False
-        self._hearing.works()
+        else:
+            return False
         return True
+
+    async def _acknowledge(self) -> None:
+        """Be done with what is written, beside what is received meanwhile."""
+        batch = [await self._done.get()]
+        while len(batch) < _BATCH and not self._done.empty():
+            batch.append(self._done.get_nowait())
+        await self._channel.done(batch)
+
+    # What others did.
+
+    async def _look(self) -> None:
+        """Have watchers read again of sagas that other replicas have changed."""
+        await asyncio.sleep(self._pace.poll_s)
+        if self._changes.stopping.is_set():
+            self._changes.wake_all()
+        watched = self._changes.watched()
+        for first in range(0, len(watched), _PAGE):
+            some = watched[first : first + _PAGE]
+            self._changes.compare(some, await self._store.revisions(some))
 
     # Housekeeping.
 
@@ -258,7 +346,7 @@ class Orchestrator:
         for state in metrics.STATES:
             metrics.SAGAS.labels(state.value).set(counts.get(state, 0))
         before = time.time() - self._pace.retention_s
-        while await self._store.purge(ended_before=before, limit=_PURGED) == _PURGED:
+        while await self._store.purge(ended_before=before, limit=_PAGE) == _PAGE:
             pass
         await asyncio.sleep(_HOUSE_S)
 
@@ -275,7 +363,7 @@ def _observe(saga: Saga, record: Record) -> None:
         metrics.STEPS.labels(phase, outcome).observe(record.took_s)
     elif record.kind is Kind.LATE_REPLY:
         metrics.LATE.inc()
-    elif record.kind is not Kind.ATTEMPT_STARTED:
+    elif record.kind not in {Kind.STARTED, Kind.ATTEMPT_STARTED}:
         facts = {"saga": saga.id, "definition": saga.definition, "state": record.state.value}
         if record.problem.code:
             facts |= {"step": record.step, "code": record.problem.code}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from plexus.queueing.v1 import sagas_pb2, sagas_pb2_grpc
@@ -18,8 +19,9 @@ from services.runtime.request import current
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
+    from services.queueing.sagas.contract import SagaStore
     from services.queueing.sagas.definitions import Definition
-    from services.queueing.sagas.domain import Record, SagaStore
+    from services.queueing.sagas.domain import Record
     from services.queueing.sagas.orchestrator import Orchestrator
     from services.queueing.sagas.watching import Changes
 
@@ -34,13 +36,11 @@ class SagaServicer(sagas_pb2_grpc.SagaServiceServicer):
         changes: Changes,
         *,
         max_running: int,
-        poll_s: float = 1.0,
     ) -> None:
         self._store = store
         self._orchestrator = orchestrator
         self._changes = changes
         self._max_running = max_running
-        self._poll_s = poll_s
 
     async def CreateSagaDefinition(
         self, request: sagas_pb2.CreateSagaDefinitionRequest, context: Any
@@ -77,10 +77,8 @@ class SagaServicer(sagas_pb2_grpc.SagaServiceServicer):
         return sagas_pb2.DeleteSagaDefinitionResponse()
 
     async def StartSaga(self, request: sagas_pb2.StartSagaRequest, context: Any) -> sagas_pb2.Saga:
-        order = convert.order_from(request, current())
-        saga = await self._store.start(order, max_running=self._max_running)
-        self._orchestrator.wake()
-        return convert.saga_to(saga)
+        order = replace(convert.order_from(request, current()), max_running=self._max_running)
+        return convert.saga_to(await self._orchestrator.start(order))
 
     async def GetSaga(self, request: sagas_pb2.GetSagaRequest, context: Any) -> sagas_pb2.Saga:
         return convert.saga_to(await self._store.get(request.saga))
@@ -88,7 +86,7 @@ class SagaServicer(sagas_pb2_grpc.SagaServiceServicer):
     async def WatchSaga(
         self, request: sagas_pb2.WatchSagaRequest, context: Any
     ) -> AsyncIterator[sagas_pb2.WatchSagaResponse]:
-        history = watch(self._store, self._changes, request.saga, request.after_revision, poll_s=self._poll_s)
+        history = watch(self._store, self._changes, request.saga, request.after_revision)
         async with aclosing(cast("AsyncGenerator[Record | None]", history)) as records:
             async for record in records:
                 event = None if record is None else convert.event_to(record)

@@ -44,7 +44,7 @@ async def world(tmp_path: Path, serve: Serve) -> AsyncIterator[World]:
         methods = Methods(lambda _service: MeshChannel(mesh[0]))
         pace = Pace(lease_s=LEASE_S, poll_s=0.2)
         orchestrator = Orchestrator(store, Channel(broker), methods, changes, pace)
-        servicer = SagaServicer(store, orchestrator, changes, max_running=20, poll_s=0.2)
+        servicer = SagaServicer(store, orchestrator, changes, max_running=20)
 
         def add(server: grpc.aio.Server) -> None:
             sagas_pb2_grpc.add_SagaServiceServicer_to_server(servicer, server)

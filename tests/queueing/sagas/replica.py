@@ -19,6 +19,7 @@ from plexus.queueing.v1 import queueing_pb2_grpc, sagas_pb2_grpc
 from services.queueing.backends.rabbit import RabbitBroker
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.calls import Calls
+from services.queueing.sagas.contract import Change
 from services.queueing.sagas.methods import Methods
 from services.queueing.sagas.orchestrator import Orchestrator, Pace
 from services.queueing.sagas.requests import Channel
@@ -77,12 +78,10 @@ class _Clock:
 class _Store(DatabaseSagaStore):
     clock: _Clock
 
-    async def change(self, *args: Any) -> Any:
-        self.clock.tick()
-        return await self.clock.then(super().change(*args))
-
-    async def drive(self, *args: Any) -> Any:
-        return await self.clock.then(super().drive(*args))
+    async def write(self, jobs: Any, *args: Any) -> Any:
+        if any(isinstance(job, Change) for job in jobs):
+            self.clock.tick()
+        return await self.clock.then(super().write(jobs, *args))
 
 
 class _Channel(Channel):
@@ -127,7 +126,7 @@ async def _serve(plan: Plan, told: Connection) -> None:
         calls = await stack.enter_async_context(Calls(broker))
         queueing_pb2_grpc.add_QueueingServiceServicer_to_server(QueueingServicer(broker, calls), server)
         sagas_pb2_grpc.add_SagaServiceServicer_to_server(
-            SagaServicer(store, orchestrator, changes, max_running=1000, poll_s=0.1), server
+            SagaServicer(store, orchestrator, changes, max_running=1000), server
         )
         await server.start()
         told.send(port)

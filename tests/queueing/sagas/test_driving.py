@@ -81,7 +81,7 @@ async def test_a_watcher_sees_each_change_and_can_go_on_where_it_was(world: Worl
 async def test_a_watcher_of_a_silent_saga_gets_signs_of_life_until_the_service_stops(world: World) -> None:
     await world.define(RESERVE)
     saga = await world.start("s1")
-    watched = watch(world.store, world.changes, "s1", saga.revision, poll_s=0.05, alive_s=0.1)
+    watched = watch(world.store, world.changes, "s1", saga.revision, alive_s=0.1)
     assert await anext(watched) is None
     world.changes.stopping.set()
     call = world.sagas.WatchSaga(sagas_pb2.WatchSagaRequest(saga="s1"), timeout=WITHIN_S)

@@ -62,10 +62,10 @@ class World:
         saga = await self.get(saga_id)
         async with asyncio.timeout(WITHIN_S):
             while not reached(saga):
-                with self.changes.of(saga_id) as changed:
+                with self.changes.of(saga_id) as watcher:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(0.1):
-                            await changed.wait()
+                            await watcher.changed.wait()
                     saga = await self.get(saga_id)
         return saga
 
