@@ -78,12 +78,12 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
         write_bootstrap(
             state_dir / "identities" / "cli", member.control_planes(port), "cli", mesh_config.zone
         )
-        hub = Hub()
-        trust = Trust(member.identity)
+        hub, trust = Hub(), Trust(member.identity)
         plane = Plane(hub, identity=trust.identity)
         health = HealthServicer()
         checked = await member.serve_health(stack, health)
-        meta = {"pid": str(os.getpid()), "metrics": f"127.0.0.1:{telemetry.serve_metrics(stack)}", **checked}
+        served = telemetry.serve_metrics(stack, settings.section("telemetry", TelemetryConfig))
+        meta = {"pid": str(os.getpid()), "metrics": served, **checked}
         own = Instance(id="control-1", service=NAME, address=server_config.host, port=port, meta=meta)
         registry = await _registry(stack, member, folder)
         policies, rules = _policies(member, mesh_config, folder), member.all_intentions()

@@ -120,6 +120,21 @@ class Stats:
     unexamined: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What subscriptions hold, as far as it is known without disturbing anybody.
+
+    Attributes:
+        subscriptions: By name. Of replicas that share messages each tells `leased` and `oldest` of its own.
+        complete: These are all subscriptions.
+        blocked: Why the broker takes no messages now, in its words; empty while it does.
+    """
+
+    subscriptions: dict[str, Stats]
+    complete: bool = True
+    blocked: str = ""
+
+
 def check_messages(messages: Sequence[Message]) -> None:
     """Apply the bounds of Publish.
 
@@ -287,6 +302,10 @@ class Broker(Protocol):
 
     async def stats(self, subscription: str) -> Stats:
         """Count what a subscription holds."""
+        ...
+
+    async def levels(self, *, limit: int) -> Levels:
+        """Count what the first subscriptions hold, in order of names; nothing else is done by it."""
         ...
 
     async def list_events(self, topic: str, events: Events, *, limit: int) -> list[Event]:

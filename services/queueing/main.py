@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import grpc.aio
+from prometheus_client import REGISTRY
 
 from plexus.queueing.v1 import queueing_pb2_grpc, sagas_pb2_grpc, schedules_pb2_grpc
 from services.queueing.backends.sqlite import SqliteBroker
@@ -16,6 +17,8 @@ from services.queueing.default_topics import make_default_topics
 from services.queueing.expiry import Expiry, Uses
 from services.queueing.faces import pubsub_access
 from services.queueing.faces.pubsub import Face
+from services.queueing.levels import LevelsCollector
+from services.queueing.metered import metered
 from services.queueing.sagas.methods import Methods
 from services.queueing.sagas.orchestrator import Orchestrator, Pace
 from services.queueing.sagas.requests import Channel
@@ -74,6 +77,10 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
                 used=uses.note,
             )
         )
+    levels = LevelsCollector(broker)
+    REGISTRY.register(levels)
+    stack.callback(REGISTRY.unregister, levels)
+    broker = metered(broker)
     face = Face(broker, runtime.stopping, max_bytes=runtime.server_config.max_message_bytes)
     runtime.server.add_generic_rpc_handlers((face,))
     if config.pubsub_port:

@@ -55,7 +55,8 @@ class ServerConfig(Section):
 
     host: IPAddress = "127.0.0.1"
     """IP address that servers listen on and are registered with: this host's own in a mesh of several hosts,
-    which needs Consul. Metrics and health checks stay on the loopback address; the edge: `gateway.host`."""
+    which needs Consul. Health checks stay on the loopback address; for metrics and the edge there are
+    `telemetry.metrics_host` and `gateway.host`."""
     max_concurrent_calls: int = 1000
     """Calls handled at once, streams included; one more gets RESOURCE_EXHAUSTED."""
     max_message_bytes: int = 16 * 1024 * 1024
@@ -120,7 +121,7 @@ class MeshConfig(Section):
 
 
 class TelemetryConfig(Section):
-    """Logs and traces."""
+    """Logs, traces and metrics."""
 
     log_level: str = "info"
     """debug, info, warning or error."""
@@ -130,6 +131,10 @@ class TelemetryConfig(Section):
     """OTLP/HTTP endpoint of a collector; none: trace context is passed on and no span is exported."""
     sample_ratio: float = 1.0
     """Share of traces started here that are exported."""
+    metrics_host: IPAddress = "127.0.0.1"
+    """IP address at which a process serves its metrics, to whoever reaches it: there is no login."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the metrics; 0 is a free one. Another is for `plexus serve`, which is one process."""
 
 
 @dataclass(frozen=True, slots=True)

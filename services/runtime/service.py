@@ -193,7 +193,7 @@ async def serve(
             follow_retry_budget(mesh.channel("control"), service.name, pipeline.retries.configure),
             name="retry-budget",
         )
-        metrics_port = telemetry.serve_metrics(stack)
+        metrics = telemetry.serve_metrics(stack, telemetry_config)
 
         await service.compose(runtime, stack)
         if server_config.reflection:
@@ -210,7 +210,7 @@ async def serve(
             port=port,
             version=mesh_config.version or VERSION,
             zone=mesh_config.zone,
-            meta={"pid": str(os.getpid()), "metrics": f"127.0.0.1:{metrics_port}", **checked},
+            meta={"pid": str(os.getpid()), "metrics": metrics, **checked},
         )
         registration = Registration(
             member.registry(mesh), member.as_yet(instance), lease_s=mesh_config.lease_s

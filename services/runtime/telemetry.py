@@ -11,6 +11,8 @@ from opentelemetry import trace
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from plexus.client.propagation import call_context
+from services.runtime.addresses import netloc
+from services.runtime.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,13 +70,27 @@ def configure_logging(service: str, config: TelemetryConfig) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
 
 
-def serve_metrics(stack: AsyncExitStack) -> int:
-    """Serve /metrics on a free loopback port until the stack closes; return the port."""
-    server, thread = start_http_server(0, addr="127.0.0.1")
+def serve_metrics(stack: AsyncExitStack, config: TelemetryConfig) -> str:
+    """Serve /metrics until the stack closes.
+
+    Returns:
+        Where, as `host:port`.
+
+    Raises:
+        FailedPreconditionError: The configured address cannot be had.
+    """
+    try:
+        server, thread = start_http_server(config.metrics_port, addr=config.metrics_host)
+    except OSError as error:
+        where = netloc(config.metrics_host, config.metrics_port)
+        raise FailedPreconditionError(
+            f"metrics cannot be served at {where}: {error.strerror}; see telemetry.metrics_port",
+            reason="METRICS_PORT_TAKEN",
+        ) from error
     stack.callback(server.server_close)
     stack.callback(thread.join)
     stack.callback(server.shutdown)
-    return server.server_port
+    return netloc(config.metrics_host, server.server_port)
 
 
 def configure_tracing(service: str, config: TelemetryConfig) -> tuple[Tracer | None, Callable[[], None]]:

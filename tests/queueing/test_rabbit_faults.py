@@ -185,6 +185,7 @@ async def test_an_alarm_is_told_with_the_brokers_reason_and_consumers_go_on(
         with pytest.raises(ResourceExhaustedError) as caught:
             await publish(broker, "refused")
         assert (caught.value.reason, caught.value.metadata) == ("BROKER_BLOCKED", {"broker_reason": told})
+        assert (await broker.levels(limit=9)).blocked == told
         assert bodies(await pull(broker, wait_s=30)) == ["b"]
     finally:
         await asyncio.to_thread(server.control, "eval", f"rabbit_alarm:clear_alarm({alarm}).")

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from services.queueing.schedules.domain import Run, RunState
 from services.queueing.schedules.ledger import Ledger, Outcome
@@ -41,6 +41,9 @@ LATENESS = Histogram(
     "plexus_schedule_lateness_seconds",
     "From when a schedule was to fire until its message was stored.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
+)
+LAG = Gauge(
+    "plexus_schedule_lag_seconds", "For how long the earliest firing is due and not published; 0 if none is."
 )
 
 LEASE_S = 30.0
@@ -103,6 +106,10 @@ class Runner:
         self._stopped = asyncio.Event()
         self._away = False
         self._failures = 0
+        self._next: datetime | None = None
+
+    def _lag_s(self) -> float:
+        return 0.0 if self._next is None else max(0.0, (self.now() - self._next).total_seconds())
 
     def now(self) -> datetime:
         """The time by its clock."""
@@ -122,6 +129,7 @@ class Runner:
         self, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[Any]] = asyncio.create_task
     ) -> AsyncIterator[None]:
         """Fire schedules for the time of the context; `spawn` says who hears of a crash."""
+        LAG.set_function(self._lag_s)
         task = spawn(self.run())
         try:
             yield
@@ -171,6 +179,8 @@ class Runner:
         """
         now = self.now()
         earliest = await self._ledger.earliest()
+        if not self._away:
+            self._next = earliest
         if earliest is None or earliest > now:
             self._going_on(published=False)
             return await self._idle_s(now, earliest)
@@ -206,6 +216,7 @@ class Runner:
     async def _publish(self, firings: Sequence[Firing]) -> bool:
         """Publish and mark; whether the broker took anything."""
         done = _Round()
+        self._next = min([firing.fires for firing in firings] + ([self._next] if self._next else []))
         slots = asyncio.Semaphore(_PUBLISHING)
         deadline = asyncio.get_running_loop().time() + self._lease_s * 2 / 3
         async with asyncio.TaskGroup() as group:
@@ -216,6 +227,7 @@ class Runner:
         for outcome in done.outcomes:
             self._tell(outcome, now)
         if not done.held:
+            self._next = None
             return True
         await self._ledger.give_back(done.held, now + _UNEVEN_RETRY if done.outcomes else now)
         if done.outcomes:

@@ -78,6 +78,10 @@ class Switch:
         return await self.broker.publish(topic, messages)
 
 
+def lag_s() -> float | None:
+    return REGISTRY.get_sample_value("plexus_schedule_lag_seconds")
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -175,6 +179,7 @@ async def test_an_outage_of_the_broker_is_waited_for_and_then_made_up_as_each_sc
 
             await eventually(tried)
             clock.ahead = HOUR + SECOND
+            assert lag_s() == (HOUR + SECOND - MINUTE).total_seconds()
             await switch.open()
             found = await pulled(switch.broker, 5 * len(expected))
 
@@ -182,6 +187,11 @@ async def test_an_outage_of_the_broker_is_waited_for_and_then_made_up_as_each_sc
                 return all([(await store.get(f"s{number}")).firings == len(expected) for number in range(5)])
 
             await eventually(done)
+
+            async def caught_up() -> bool:
+                return lag_s() == 0
+
+            await eventually(caught_up)
         await switch.close()
     dues = [(start + n * MINUTE).isoformat().replace("+00:00", "Z") for n in expected]
     assert firings(found) == Counter((f"s{number}", due) for number in range(5) for due in dues)

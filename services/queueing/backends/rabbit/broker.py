@@ -22,6 +22,7 @@ from services.queueing.backends.rabbit.wire import Carried, again
 from services.queueing.domain import (
     MAX_BATCH,
     Delivery,
+    Levels,
     Message,
     Refusal,
     Stats,
@@ -333,6 +334,21 @@ class RabbitBroker:
         # The window drops what is not for the subscription; the queues have what it has not come to.
         unexamined = ready if found.filter or found.sought else 0
         return Stats(ready + here, leased, delayed + waiting, dead, unexamined=unexamined)
+
+    async def levels(self, *, limit: int) -> Levels:
+        """See Broker; no window is opened for it."""
+        found = await self._state.subscriptions("", limit + 1, "")
+        waiting = await self._queues.waiting(found[:limit])
+        delayed, dead = await self._state.tallies()
+        held = self._consuming.held
+        return Levels(
+            {
+                name: held(name, Stats(count, 0, delayed.get(name, 0), dead.get(name, 0)))
+                for name, count in waiting.items()
+            },
+            complete=len(found) <= limit,
+            blocked=self._publishing.blocked,
+        )
 
     # Dead letters.
 

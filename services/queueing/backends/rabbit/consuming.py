@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from services.queueing.backends.rabbit.publisher import Publisher
     from services.queueing.backends.rabbit.session import Settling
     from services.queueing.backends.rabbit.state import Guard, State
+    from services.queueing.domain import Stats
     from services.queueing.resources import Subscription
     from services.queueing.state.leases import Leases
 
@@ -427,6 +428,11 @@ class Consuming:
         counted += [said["counts"] for said in answers if isinstance(said, dict) and "counts" in said]
         ready, leased, waiting = (sum(column) for column in zip(*counted, strict=True))
         return ready, leased, waiting
+
+    def held(self, name: str, elsewhere: Stats) -> Stats:
+        """What a subscription holds with what this replica has of it."""
+        window = self._windows.get(name)
+        return elsewhere if window is None else window.added_to(elsewhere)
 
     async def clear(self, name: str) -> None:
         """Be done with everything that any replica holds.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aio_pika.exceptions import ChannelNotFoundEntity
+
 from services.queueing.backends.rabbit import retained
 from services.queueing.backends.rabbit.topology import (
     DIRECT,
@@ -15,6 +17,8 @@ from services.queueing.backends.rabbit.topology import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from services.queueing.backends.rabbit.link import Link
     from services.queueing.backends.rabbit.publisher import Publisher
     from services.queueing.resources import Subscription
@@ -76,3 +80,18 @@ class Queues:
                 for level in levels(subscription)
             ]
             return sum(queue.declaration_result.message_count or 0 for queue in queues)
+
+    async def waiting(self, subscriptions: Sequence[Subscription]) -> dict[str, int]:
+        """How many messages wait in the queues of each; none in those that are to be declared again."""
+        counts = {subscription.name: 0 for subscription in subscriptions}
+        left = [(each.name, queue_name(each.name, level)) for each in subscriptions for level in levels(each)]
+        while left:
+            async with self._link.lent() as channel:
+                while left:
+                    name, queue = left.pop()
+                    try:
+                        found = await channel.get_queue(queue, ensure=True)
+                    except ChannelNotFoundEntity:
+                        break  # which closes the channel
+                    counts[name] += found.declaration_result.message_count or 0
+        return counts

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from services.queueing.domain import MAX_HISTORY, MAX_REASON
+from services.queueing.metrics import GIVEN_UP, LEASES_EXPIRED
 from services.runtime.errors import PlexusError
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ class Settlement:
             PlexusError: The state cannot be reached; the message is as it was, and out again soon.
         """
         subscription, carried, now = self._current.subscription, held.carried, time.time()
+        if reason == LEASE_EXPIRED:
+            LEASES_EXPIRED.add(subscription.name)
         policy = carried.retry or subscription.retry
         attempts = carried.attempts + (reason != TTL_EXPIRED)
         history = [*carried.history, (now, reason)][-MAX_HISTORY:]
@@ -158,6 +161,7 @@ class Settlement:
         try:
             if gone:
                 await self._settling.bury(subscription, failed, reason)
+                GIVEN_UP.add(subscription.name)
             else:
                 await self._settling.defer(subscription, failed, now + pause)
         except PlexusError:

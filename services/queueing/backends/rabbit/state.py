@@ -214,6 +214,10 @@ class State(Protocol):
         """How many messages wait for their time."""
         ...
 
+    async def tallies(self) -> tuple[dict[str, int], dict[str, int]]:
+        """How many messages wait for their time, and how many are dead, by subscription."""
+        ...
+
     async def drop_deferred(self, subscription: str) -> None:
         """Forget the messages of a subscription, with those in lines."""
         ...

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from services.queueing.backends.rabbit.admission import Admission
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from services.queueing.backends.rabbit.link import Link
     from services.queueing.backends.rabbit.session import Settling
     from services.queueing.backends.rabbit.wire import Carried
-    from services.queueing.domain import Delivery, Refusal
+    from services.queueing.domain import Delivery, Refusal, Stats
     from services.queueing.resources import Subscription
 
 
@@ -199,6 +200,18 @@ class Window:
     def counts(self) -> tuple[int, int, int]:
         """Ready, leased, waiting for their time."""
         return self._session.holding.counts()
+
+    def added_to(self, elsewhere: Stats) -> Stats:
+        """Counts with those of here; the oldest is of here, where the first of a queue are."""
+        ready, leased, waiting = self.counts()
+        times = [held.carried.stored.published for held in self._session.holding.entries()]
+        return replace(
+            elsewhere,
+            ready=elsewhere.ready + ready,
+            leased=leased,
+            delayed=elsewhere.delayed + waiting,
+            oldest=min(times, default=0.0),
+        )
 
     def messages(self) -> list[Carried]:
         """Everything that is held, in the order in which it came."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from services.queueing.backends.sqlite.catalogue import Catalogue
 from services.queueing.backends.sqlite.database import Database
 from services.queueing.backends.sqlite.dead_letters import DeadLetters
-from services.queueing.backends.sqlite.deliveries import Deliveries
+from services.queueing.backends.sqlite.deliveries import Deliveries, count
 from services.queueing.backends.sqlite.events import EventLog, event
 from services.queueing.backends.sqlite.messages import Messages
 from services.queueing.backends.sqlite.retained import Retained
@@ -18,6 +18,7 @@ from services.queueing.backends.sqlite.snapshots import Snapshots
 from services.queueing.domain import (
     MAX_BATCH,
     Delivery,
+    Levels,
     Message,
     Refusal,
     Stats,
@@ -30,6 +31,7 @@ from services.queueing.resources import MAX_LEASE_S, Snapshot, Subscription, Top
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
     from types import TracebackType
@@ -256,6 +258,12 @@ class SqliteBroker:
 
         return await self._database.run(job)
 
+    async def levels(self, *, limit: int) -> Levels:
+        """See Broker; on a connection of its own, beside the writer."""
+        found = await self.list_subscriptions(limit=limit + 1)
+        names = [subscription.name for subscription in found]
+        return await asyncio.to_thread(self._database.beside, lambda db: _levels(db, names, limit))
+
     # Dead letters.
 
     async def list_dead_letters(
@@ -363,3 +371,8 @@ class SqliteBroker:
     async def delete_snapshot(self, name: str) -> None:
         """See Broker."""
         await self._database.run(lambda: self._snapshots.delete(name))
+
+
+def _levels(db: sqlite3.Connection, names: Sequence[str], limit: int) -> Levels:
+    now = time.time()
+    return Levels({name: count(db, name, now) for name in names[:limit]}, complete=len(names) <= limit)

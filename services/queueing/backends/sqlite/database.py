@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Self, TypeVar, cast
+from urllib.parse import quote
 
 from services.queueing.backends.sqlite.migrations import MIGRATIONS
 from services.runtime.database import connect
@@ -41,6 +44,7 @@ class Database:
             full_sync: Whether a commit waits until the disk has it, so that it survives the loss of power;
                 else it survives the death of the process only.
         """
+        self._file = file.absolute()
         self.connection = connect(file, MIGRATIONS)
         if not full_sync:
             self.connection.execute("PRAGMA synchronous = NORMAL")
@@ -72,6 +76,12 @@ class Database:
             PlexusError: What the job raised; its changes are undone, and nobody else's.
         """
         return cast("Result", await self._commits.submit(job))
+
+    def beside(self, read: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Read on a connection of its own, as of one moment, in whatever thread this is called."""
+        with closing(sqlite3.connect(f"file:{quote(str(self._file))}?mode=ro", uri=True)) as connection:
+            connection.execute("BEGIN")
+            return read(connection)
 
     def news(self, subscription: str) -> asyncio.Event:
         """Set when the subscription is next touched. Take it before looking, so that nothing is missed."""

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from services.queueing.backends.sqlite.messages import PARKED, STORED, Messages, retry_from, stored
 from services.queueing.domain import MAX_HISTORY, MAX_REASON, Delivery, Refusal, Stats
+from services.queueing.metrics import GIVEN_UP, LEASES_EXPIRED
 from services.queueing.resources import Priority
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterable, Iterator, Sequence
 
     from services.queueing.backends.sqlite.catalogue import Catalogue
@@ -100,6 +102,8 @@ class Deliveries:
             " WHERE d.subscription = ? AND d.message = ?",
             (subscription.name, message),
         ).fetchone()
+        if reason == LEASE_EXPIRED:
+            LEASES_EXPIRED.add(subscription.name)
         policy = retry_from(retry_text) or subscription.retry
         history = json.dumps([*json.loads(history_text), [now, reason]][-MAX_HISTORY:])
         if not dead and attempts < policy.max_attempts:
@@ -110,6 +114,7 @@ class Deliveries:
             return policy.pause_s(attempts)
         row = self._db.execute(f"SELECT {STORED}, retry FROM messages WHERE id = ?", (message,)).fetchone()  # noqa: S608 - constant
         self._dead.bury(subscription, row, reason, now, attempts, history)
+        GIVEN_UP.add(subscription.name)
         self._messages.drop(subscription.name, message)
         return None
 
@@ -177,17 +182,20 @@ class Deliveries:
         )
 
     def stats(self, name: str, now: float) -> Stats:
-        """Count what a subscription holds; one behind another of its key is ready when its time has come."""
-        ready, leased, delayed, oldest = self._db.execute(
-            "SELECT count(*) FILTER (WHERE due <= :now OR (due = :parked AND not_before <= :now)),"
-            " count(*) FILTER (WHERE due > :now AND lease NOT NULL),"
-            " count(*) FILTER (WHERE due > :now AND lease IS NULL"
-            "   AND NOT (due = :parked AND not_before <= :now)), min(message)"
-            " FROM deliveries WHERE subscription = :name",
-            {"now": now, "name": name, "parked": PARKED},
-        ).fetchone()
-        (dead,) = self._db.execute(
-            "SELECT count(*) FROM dead_letters WHERE subscription = ?", (name,)
-        ).fetchone()
-        published = self._db.execute("SELECT published FROM messages WHERE id = ?", (oldest,)).fetchone()
-        return Stats(ready, leased, delayed, dead, published[0] if published else 0.0)
+        """Count what a subscription holds."""
+        return count(self._db, name, now)
+
+
+def count(db: sqlite3.Connection, name: str, now: float) -> Stats:
+    """Count what a subscription holds; one behind another of its key is ready when its time has come."""
+    ready, leased, delayed, oldest = db.execute(
+        "SELECT count(*) FILTER (WHERE due <= :now OR (due = :parked AND not_before <= :now)),"
+        " count(*) FILTER (WHERE due > :now AND lease NOT NULL),"
+        " count(*) FILTER (WHERE due > :now AND lease IS NULL"
+        "   AND NOT (due = :parked AND not_before <= :now)), min(message)"
+        " FROM deliveries WHERE subscription = :name",
+        {"now": now, "name": name, "parked": PARKED},
+    ).fetchone()
+    (dead,) = db.execute("SELECT count(*) FROM dead_letters WHERE subscription = ?", (name,)).fetchone()
+    published = db.execute("SELECT published FROM messages WHERE id = ?", (oldest,)).fetchone()
+    return Stats(ready, leased, delayed, dead, published[0] if published else 0.0)

@@ -92,6 +92,13 @@ class DeadLetters:
             total, oldest, newest = (await connection.execute(totals)).one()
         return DeadLetterStats(total, reasons, oldest or 0.0, newest or 0.0)
 
+    async def tally(self) -> dict[str, int]:
+        """How many each subscription has."""
+        name = DEAD_LETTERS.c.subscription
+        async with self._database.reading() as connection:
+            rows = await connection.execute(select(name, func.count()).group_by(name))
+            return {row[0]: int(row[1]) for row in rows}
+
     async def redrive(self, name: str, where: Where, how: Redrive) -> int:
         """Defer dead letters, in parts that are each one transaction."""
         start, done, after = time.time(), 0, 0

@@ -104,6 +104,13 @@ class Deferred:
         async with self._database.reading() as connection:
             return int((await connection.execute(query.where(of_it))).scalar_one())
 
+    async def tally(self) -> dict[str, int]:
+        """How many messages of each subscription wait for their time."""
+        name = DEFERRED.c.subscription
+        query = select(name, func.count()).where(DEFERRED.c.due > time.time()).group_by(name)
+        async with self._database.reading() as connection:
+            return {row[0]: int(row[1]) for row in await connection.execute(query)}
+
     async def messages(self, subscription: str, limit: int) -> list[Carried]:
         """What waits, by the time that it waits for."""
         query = select(DEFERRED).where(DEFERRED.c.subscription == subscription)

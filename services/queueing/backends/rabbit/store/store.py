@@ -206,6 +206,10 @@ class SqlState:
         """See State."""
         return await self._deferred.count(subscription)
 
+    async def tallies(self) -> tuple[dict[str, int], dict[str, int]]:
+        """See State."""
+        return await self._deferred.tally(), await self._dead.tally()
+
     async def drop_deferred(self, subscription: str) -> None:
         """See State."""
         async with self._database.transaction() as connection:
