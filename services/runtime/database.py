@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def connect(file: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+def connect(file: Path, migrations: Sequence[str], *, page_bytes: int = 4096) -> sqlite3.Connection:
     """Open a database, durable at each commit, and bring its schema up to date.
 
     Args:
         file: Made if it does not exist.
         migrations: Scripts, oldest first; never changed once released, only added to. The file remembers how
             many it has seen (`PRAGMA user_version`). Each runs in a transaction of its own.
+        page_bytes: What is written at least; a power of two. A file that exists keeps what it was made with.
 
     Returns:
         A connection in autocommit mode for one thread at a time.
@@ -29,6 +30,7 @@ def connect(file: Path, migrations: Sequence[str]) -> sqlite3.Connection:
     """
     database = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
     try:
+        database.execute(f"PRAGMA page_size = {page_bytes}")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _MAX_GROUP = 512
+_PAGE_BYTES = 8192
+_CACHE_KIB = 32 * 1024
+"""A transaction that does not fit is written in pieces, and some of its pages with each."""
+_CHECKPOINT_PAGES = 2000
 
 Job = Callable[[], object]
 Result = TypeVar("Result")
@@ -45,7 +49,14 @@ class Database:
                 else it survives the death of the process only.
         """
         self._file = file.absolute()
-        self.connection = connect(file, MIGRATIONS)
+        self.connection = connect(file, MIGRATIONS, page_bytes=_PAGE_BYTES)
+        for pragma in (
+            f"cache_size = -{_CACHE_KIB}",
+            f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
+            # Debian's SQLite else writes zeros over every message that is done with.
+            "secure_delete = OFF",
+        ):
+            self.connection.execute(f"PRAGMA {pragma}")
         if not full_sync:
             self.connection.execute("PRAGMA synchronous = NORMAL")
         self.touched: set[str] = set()

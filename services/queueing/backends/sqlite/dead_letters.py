@@ -6,7 +6,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from services.queueing.backends.sqlite.messages import STORED, stored
+from services.queueing.backends.sqlite.batch import STORED
+from services.queueing.backends.sqlite.messages import stored
 from services.queueing.kept import DeadLetter, DeadLetterStats, Redrive, Where
 from services.runtime.errors import FailedPreconditionError
 

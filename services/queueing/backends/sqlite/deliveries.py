@@ -7,7 +7,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from services.queueing.backends.sqlite.messages import PARKED, STORED, Messages, retry_from, stored
+from services.queueing.backends.sqlite.batch import PARKED, STORED
+from services.queueing.backends.sqlite.messages import Messages, retry_from, stored
 from services.queueing.domain import MAX_HISTORY, MAX_REASON, Delivery, Refusal, Stats
 from services.queueing.metrics import GIVEN_UP, LEASES_EXPIRED
 from services.queueing.resources import Priority
@@ -44,23 +45,27 @@ class Deliveries:
         subscription = self._catalogue.attached(name)
         now = time.time()
         self.sweep(subscription, now)
-        deliveries: list[Delivery] = []
-        total = 0
+        leases: list[tuple[str, int, float, str, int]] = []
+        total, until = 0, now + subscription.ack_deadline_s
         for message, size, attempts, lease in self._due(name, now, max_messages):
             if lease is not None and self.failed(subscription, message, LEASE_EXPIRED, now) is None:
                 continue
-            if deliveries and total + size > max_bytes:
+            if leases and total + size > max_bytes:
                 break
             total += size
-            token = uuid.uuid4().hex
-            self._db.execute(
-                "UPDATE deliveries SET lease = ?, attempts = ?, due = ?"
-                " WHERE subscription = ? AND message = ?",
-                (token, attempts + 1, now + subscription.ack_deadline_s, name, message),
-            )
-            row = self._db.execute(f"SELECT {STORED} FROM messages WHERE id = ?", (message,)).fetchone()  # noqa: S608 - constant
-            deliveries.append(Delivery(token, stored(row), attempts + 1))
-        return deliveries, None if deliveries else self._earliest(name)
+            leases.append((uuid.uuid4().hex, attempts + 1, until, name, message))
+        if not leases:
+            return [], self._earliest(name)
+        self._db.executemany(
+            "UPDATE deliveries SET lease = ?, attempts = ?, due = ? WHERE subscription = ? AND message = ?",
+            leases,
+        )
+        found = self._db.execute(
+            f"SELECT id, {STORED} FROM messages WHERE id IN (SELECT value FROM json_each(?))",  # noqa: S608 - constant
+            (json.dumps([entry[-1] for entry in leases]),),
+        )
+        messages = {number: stored(row) for number, *row in found}
+        return [Delivery(entry[0], messages[entry[-1]], entry[1]) for entry in leases], None
 
     def _due(self, name: str, now: float, limit: int) -> list[tuple[int, int, int, str | None]]:
         found: list[tuple[int, int, int, str | None]] = []
@@ -130,7 +135,9 @@ class Deliveries:
 
     def acknowledge(self, name: str, ack_ids: Sequence[str]) -> list[str]:
         """Be done with messages."""
-        self._catalogue.subscription(name)
+        if not self._catalogue.subscription(name).retain_acked:
+            ended = self._messages.drop_leased(name, ack_ids, time.time())
+            return [ack_id for ack_id in ack_ids if ack_id not in ended]
         expired = []
         for ack_id, message in self._leased(name, ack_ids):
             if message is None:

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from services.queueing.backends.sqlite.batch import PARKED, Batch
 from services.queueing.domain import Message, Stored
 from services.queueing.resources import Backoff, Priority, RetryPolicy
 
@@ -26,13 +27,8 @@ if TYPE_CHECKING:
     from services.queueing.backends.sqlite.snapshots import Snapshots
     from services.queueing.resources import Subscription
 
-STORED = "message_id, topic, data, attributes, published, ordering_key, priority, correlation_id"
-"""Columns that messages, dead letters and events have in common; `retry` goes along."""
-PARKED = 1e15
-"""The due time of a message that waits for the one before it, and of those of snapshots."""
 
-
-def stored(row: tuple[Any, ...]) -> Stored:
+def stored(row: Sequence[Any]) -> Stored:
     """The message in the columns STORED."""
     message_id, topic, data, attributes, published, ordering_key, priority, correlation_id = row
     return Stored(
@@ -82,6 +78,7 @@ class Messages:
         if any(message.dedup_id for message in messages):
             self._db.execute("DELETE FROM dedup WHERE seen < ?", (now - self._dedup_window_s,))
         log = self._catalogue.topic(topic) if self._events.keeps(topic) else None
+        batch = self._batch()
         ids = []
         for message in messages:
             message_id = uuid.uuid4().hex
@@ -93,9 +90,14 @@ class Messages:
             if log is not None:
                 self._events.append(log, row, message.attributes.get("type", ""))
             takers = [s for s in subscribers if s.wants(message.attributes)]
-            self._insert(row, takers, now, now + message.delay_s, message.ttl_s)
+            keepers = self._snapshots.keepers(topic, message.attributes)
+            batch.add(row, takers, now, now + message.delay_s, message.ttl_s, keepers=keepers)
             ids.append(message_id)
+        batch.write()
         return ids
+
+    def _batch(self) -> Batch:
+        return Batch(self._db, self._database.touched)
 
     def _seen(self, topic: str, message: Message, message_id: str, now: float) -> str | None:
         key = (topic, message.dedup_id)
@@ -116,50 +118,11 @@ class Messages:
             *(message.ordering_key, int(message.priority), message.correlation_id, retry),
         )
 
-    def _insert(
-        self,
-        row: tuple[Any, ...],
-        takers: Sequence[Subscription],
-        now: float,
-        due: float,
-        ttl_s: float = 0,
-        *,
-        published: bool = True,
-    ) -> None:
-        keepers = self._snapshots.keepers(row[1], row[3]) if published else ()
-        if not takers and not keepers:
-            return
-        cursor = self._db.execute(
-            f"INSERT INTO messages ({STORED}, retry, holders) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constant
-            (*row, len(takers) + len(keepers)),
-        )
-        self._snapshots.keep(keepers, cursor.lastrowid, len(row[2]), due)
-        number, size, key, priority = cursor.lastrowid, len(row[2]), row[5], row[6]
-        for taker in takers:
-            lives_s = ttl_s or taker.ttl_s
-            ordering_key, first = "", due
-            if taker.ordered:
-                # Order is stronger than priority.
-                ordering_key, priority = key, int(Priority.NORMAL)
-                if key and self._waits(taker.name, key):
-                    first = PARKED
-            self._db.execute(
-                "INSERT INTO deliveries (subscription, message, due, size, priority, ordering_key,"
-                " not_before, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(taker.name, number, first, size, priority, ordering_key, due),
-                    max(now, due) + lives_s if lives_s else None,
-                ),
-            )
-            self._database.touched.add(taker.name)
-
-    def _waits(self, subscription: str, key: str) -> bool:
-        query = "SELECT 1 FROM deliveries WHERE subscription = ? AND ordering_key = ? AND ordering_key != ''"
-        return self._db.execute(f"{query} LIMIT 1", (subscription, key)).fetchone() is not None
-
     def again(self, row: tuple[Any, ...], subscription: Subscription, due: float) -> None:
         """Store a copy of a message, its id and all, for one subscription."""
-        self._insert(row, [subscription], time.time(), due, published=False)
+        batch = self._batch()
+        batch.add(row, [subscription], time.time(), due)
+        batch.write()
 
     def forward(self, row: tuple[Any, ...], topic: str, extra: dict[str, str], due: float) -> bool:
         """Store a copy of a message under another topic; false if nobody there would get it."""
@@ -167,7 +130,10 @@ class Messages:
         takers = [s for s in self._catalogue.subscribers(topic) if s.wants(attributes)]
         if not takers:
             return False
-        self._insert((row[0], topic, row[2], json.dumps(attributes), *row[4:]), takers, time.time(), due)
+        batch = self._batch()
+        copy = (row[0], topic, row[2], json.dumps(attributes), *row[4:])
+        batch.add(copy, takers, time.time(), due, keepers=self._snapshots.keepers(topic, attributes))
+        batch.write()
         return True
 
     def drop(self, subscription: str, number: int) -> None:
@@ -184,11 +150,22 @@ class Messages:
         ).fetchall()
         if key:
             self._promote(subscription, key)
-        (holders,) = self._db.execute(
-            "UPDATE messages SET holders = holders - 1 WHERE id = ? RETURNING holders", (number,)
-        ).fetchall()[0]
-        if holders <= 0:
-            self._db.execute("DELETE FROM messages WHERE id = ?", (number,))
+        self._snapshots.let_go("?", (number,))
+
+    def drop_leased(self, subscription: str, leases: Sequence[str], now: float) -> set[str]:
+        """Be done with deliveries whose leases have not ended; gives these leases."""
+        # INDEXED BY: else all of a subscription is looked at.
+        gone = self._db.execute(
+            "DELETE FROM deliveries INDEXED BY deliveries_by_lease"
+            " WHERE lease IN (SELECT value FROM json_each(?)) AND subscription = ? AND due > ?"
+            " RETURNING lease, message, ordering_key",
+            (json.dumps(list(leases)), subscription, now),
+        ).fetchall()
+        numbers = json.dumps([number for _, number, _ in gone])
+        self._snapshots.let_go("SELECT value FROM json_each(?)", (numbers,))
+        for key in {key for _, _, key in gone if key}:
+            self._promote(subscription, key)
+        return {lease for lease, _, _ in gone}
 
     def _promote(self, subscription: str, key: str) -> None:
         self._db.execute(

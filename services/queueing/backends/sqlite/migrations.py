@@ -84,4 +84,12 @@ CREATE TABLE snapshots (
 ) WITHOUT ROWID;
 CREATE INDEX snapshots_by_topic ON snapshots (topic, name);
 """
-MIGRATIONS = (_FIRST, _ORDER_PRIORITY_LOG, _DEFERRED, _SNAPSHOTS)
+
+_SHARES = """
+CREATE TABLE shares (message INTEGER PRIMARY KEY, holders INTEGER NOT NULL);
+INSERT INTO shares SELECT id, holders FROM messages WHERE holders > 1;
+"""
+"""A message without a row here has one holder. `messages.holders` says nothing any more: to count there was
+to write the content again.
+"""
+MIGRATIONS = (_FIRST, _ORDER_PRIORITY_LOG, _DEFERRED, _SNAPSHOTS, _SHARES)

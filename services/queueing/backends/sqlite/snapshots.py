@@ -119,20 +119,9 @@ class Snapshots:
 
     # What they keep.
 
-    def keepers(self, topic: str, attributes: str) -> Sequence[str]:
-        """Snapshots that keep a message published to a topic, its attributes as JSON."""
-        every = self._every()
-        if not every:
-            return ()
-        read = json.loads(attributes)
-        return [snapshot.name for snapshot in every if snapshot.keeps(topic, read)]
-
-    def keep(self, names: Sequence[str], number: int | None, size: int, due: float) -> None:
-        """Note a message that was stored with these among its holders."""
-        self._db.executemany(
-            "INSERT INTO deliveries (subscription, message, due, size, not_before) VALUES (?, ?, ?, ?, ?)",
-            [(holder(name), number, _NEVER, size, due) for name in names],
-        )
+    def keepers(self, topic: str, attributes: dict[str, str]) -> Sequence[str]:
+        """Snapshots that keep a message published to a topic."""
+        return [snapshot.name for snapshot in self._every() if snapshot.keeps(topic, attributes)]
 
     def restore(self, snapshot: Snapshot, subscription: Subscription) -> None:
         """Let an emptied subscription hold what a snapshot keeps."""
@@ -154,20 +143,27 @@ class Snapshots:
         )
 
     def _hold(self, name: str) -> None:
-        """Count one more holder of each message of a holder that had none."""
+        """Count one more holder of each message of a holder that was not counted."""
         self._db.execute(
-            "UPDATE messages SET holders = holders + 1 WHERE id IN"
-            " (SELECT message FROM deliveries WHERE subscription = ?)",
+            "INSERT INTO shares SELECT message, 2 FROM deliveries WHERE subscription = ?"
+            " ON CONFLICT (message) DO UPDATE SET holders = holders + 1",
             (name,),
         )
 
     def release(self, name: str, condition: str = "", values: tuple[Any, ...] = ()) -> None:
         """Be done with everything that a subscription or a snapshot holds, or with what a condition names."""
         held, bound = f"subscription = ? {condition}", (name, *values)
-        numbers = f"SELECT message FROM deliveries WHERE {held}"  # noqa: S608 - constants; values are bound
-        self._db.execute(f"UPDATE messages SET holders = holders - 1 WHERE id IN ({numbers})", bound)  # noqa: S608 - as above
-        self._db.execute(f"DELETE FROM messages WHERE holders <= 0 AND id IN ({numbers})", bound)  # noqa: S608 - as above
+        self.let_go(f"SELECT message FROM deliveries WHERE {held}", bound)  # noqa: S608 - constants; values are bound
         self._db.execute(f"DELETE FROM deliveries WHERE {held}", bound)  # noqa: S608 - as above
+
+    def let_go(self, numbers: str, bound: tuple[Any, ...]) -> None:
+        """Count one holder less of messages, given as a query or a value; forget those that nobody holds."""
+        for statement in (
+            "DELETE FROM messages WHERE id IN ({}) AND NOT EXISTS (SELECT 1 FROM shares WHERE message = id)",
+            "UPDATE shares SET holders = holders - 1 WHERE message IN ({})",
+            "DELETE FROM shares WHERE holders = 1 AND message IN ({})",
+        ):
+            self._db.execute(statement.format(numbers), bound)
 
 
 def _restored(
