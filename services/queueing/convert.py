@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
@@ -125,17 +126,23 @@ def topic_to(topic: Topic) -> queueing_pb2.Topic:
 
 def retry_from(retry: queueing_pb2.RetryPolicy, owner: str = "subscription") -> RetryPolicy:
     """The domain's policy, with its defaults for what is absent; an error names the field of its owner."""
-    default = RetryPolicy()
     try:
-        return RetryPolicy(
-            backoff=_BACKOFFS.get(retry.backoff, Backoff.EXPONENTIAL),
-            minimum_s=seconds(retry.minimum) if retry.HasField("minimum") else default.minimum_s,
-            maximum_s=seconds(retry.maximum) if retry.HasField("maximum") else default.maximum_s,
-            max_attempts=retry.max_attempts or default.max_attempts,
-        )
+        return _policy(retry.SerializeToString())
     except InvalidArgumentError as error:
         violations = [replace(v, field=v.field.replace("subscription", owner)) for v in error.violations]
         raise InvalidArgumentError(error.message, violations=violations) from error
+
+
+@lru_cache(maxsize=1024)
+def _policy(encoded: bytes) -> RetryPolicy:
+    """The policy of many messages, which is read once."""
+    retry, default = queueing_pb2.RetryPolicy.FromString(encoded), RetryPolicy()
+    return RetryPolicy(
+        backoff=_BACKOFFS.get(retry.backoff, Backoff.EXPONENTIAL),
+        minimum_s=seconds(retry.minimum) if retry.HasField("minimum") else default.minimum_s,
+        maximum_s=seconds(retry.maximum) if retry.HasField("maximum") else default.maximum_s,
+        max_attempts=retry.max_attempts or default.max_attempts,
+    )
 
 
 def retry_to(retry: RetryPolicy) -> queueing_pb2.RetryPolicy:
@@ -201,10 +208,10 @@ def message_from(message: queueing_pb2.Message, trace: dict[str, str], field: st
         data=message.data,
         attributes={**trace, **message.attributes},
         dedup_id=message.dedup_id,
-        delay_s=seconds(message.delay),
+        delay_s=seconds(message.delay) if message.HasField("delay") else 0.0,
         ordering_key=message.ordering_key,
         priority=_PRIORITIES.get(message.priority, Priority.NORMAL),
-        ttl_s=seconds(message.ttl),
+        ttl_s=seconds(message.ttl) if message.HasField("ttl") else 0.0,
         correlation_id=message.correlation_id,
         retry=retry_from(message.retry, field) if message.HasField("retry") else None,
     )

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 import aio_pika
 from aiormq.abc import ChannelFrame
-from pamqp.body import ContentBody
-from pamqp.commands import Basic
-from pamqp.frame import marshal
-from pamqp.header import ContentHeader
 
 from services.queueing.backends.rabbit.confirmations import Confirmations
+from services.queueing.backends.rabbit.frames import frames
 from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
 from services.queueing.backends.rabbit.topology import DEAD, EXCHANGES, UNCLAIMED
 from services.queueing.backends.rabbit.wire import AGAIN
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from services.queueing.backends.rabbit.wire import Packet
 
 _RETRY_S = 0.2
-_PERSISTENT = 2
 
 
 class Publisher:
@@ -121,21 +117,8 @@ class Publisher:
         most of what a publish costs.
         """
         channel = await self._ready()
-        frames: list[bytes] = []
-        publishes: dict[str, bytes] = {}  # most go the same way
-        size, number = channel.max_content_size, channel.number
-        for key, packet in packets:
-            if key not in publishes:
-                publish = Basic.Publish(exchange=exchange, routing_key=key, mandatory=True)
-                publishes[key] = marshal(publish, number)
-            properties = Basic.Properties(
-                headers=dict(packet.headers), message_id=packet.message_id, delivery_mode=_PERSISTENT
-            )
-            header = ContentHeader(properties=properties, body_size=len(packet.data))
-            frames += (publishes[key], marshal(header, number))
-            for start in range(0, len(packet.data), size):
-                frames.append(marshal(ContentBody(packet.data[start : start + size]), number))
-        written = ChannelFrame(payload=b"".join(frames), should_close=False)
+        payload = frames(exchange, packets, channel.number, channel.max_content_size)
+        written = ChannelFrame(payload=payload, should_close=False)
         async with channel.lock:
             # Numbered in the order of writing; nothing comes between the two lines but others' waiting.
             await channel.write_queue.put(written)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_json
 
 from services.queueing.domain import Message, Stored
 from services.queueing.resources import Backoff, Priority, RetryPolicy
@@ -79,7 +82,7 @@ def again(carried: Carried) -> Carried:
 
 def head(carried: Carried) -> str:
     """All that is said of a message, but its content and id."""
-    stored = carried.stored
+    stored, retry = carried.stored, carried.retry
     said = {
         "topic": stored.topic,
         "attributes": stored.attributes,
@@ -87,7 +90,7 @@ def head(carried: Carried) -> str:
         "ordering_key": stored.ordering_key,
         "priority": int(stored.priority),
         "correlation_id": stored.correlation_id,
-        "retry": asdict(carried.retry) if carried.retry else None,
+        "retry": retry and {name: getattr(retry, name) for name in RetryPolicy.__slots__},
         "attempts": carried.attempts,
         "history": carried.history,
         "expires": carried.expires,
@@ -95,7 +98,7 @@ def head(carried: Carried) -> str:
         "once": carried.once,
         "made": carried.made,
     }
-    return json.dumps({key: value for key, value in said.items() if value})
+    return to_json({key: value for key, value in said.items() if value}).decode()
 
 
 @dataclass(slots=True)
@@ -145,7 +148,7 @@ def from_head(text: str, message_id: str, data: bytes, *, topic: str = "") -> Ca
             priority=Priority(said.get("priority", 0)),
             correlation_id=said.get("correlation_id", ""),
         ),
-        retry=RetryPolicy(**{**retry, "backoff": Backoff(retry["backoff"])}) if retry else None,
+        retry=_policy(**retry) if retry else None,
         attempts=said.get("attempts", 0),
         history=[(when, why) for when, why in said.get("history", [])],
         expires=said.get("expires", 0.0),
@@ -153,3 +156,9 @@ def from_head(text: str, message_id: str, data: bytes, *, topic: str = "") -> Ca
         once=said.get("once", False),
         made=said.get("made", 0.0),
     )
+
+
+@lru_cache(maxsize=1024)
+def _policy(backoff: str, **numbers: Any) -> RetryPolicy:
+    """A policy, of which many messages say the same: it is checked once."""
+    return RetryPolicy(Backoff(backoff), **numbers)
