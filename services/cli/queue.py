@@ -110,6 +110,8 @@ class Queues:
         """Counts as numbers, and when the oldest message was published."""
         answer = self._api.call("GET", _path("subscriptions", subscription, "stats"))
         counts = {name: int(answer.get(name, 0)) for name in ("ready", "leased", "delayed", "dead")}
+        if int(answer.get("unexamined", 0)):
+            counts["unexamined"] = int(answer["unexamined"])
         return counts | {key: answer[key] for key in ("oldestTime",) if key in answer}
 
     # Messages.

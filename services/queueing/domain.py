@@ -31,6 +31,7 @@ MAX_BATCH = 1000
 MAX_REASON = 1000
 MAX_HISTORY = 20
 MAX_ID = 1000
+_TRACE = "traceparent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,11 @@ def check_messages(messages: Sequence[Message]) -> None:
 def _check_attributes(attributes: dict[str, str], field_name: str) -> None:
     size = sum(len(key.encode()) + len(value.encode()) for key, value in attributes.items())
     if len(attributes) > MAX_ATTRIBUTES or size > MAX_ATTRIBUTE_BYTES:
+        if _TRACE in attributes:
+            # The service adds it itself: who keeps to the bounds is not refused for that.
+            own = {key: value for key, value in attributes.items() if key != _TRACE}
+            _check_attributes(own, field_name)
+            return
         raise InvalidArgumentError(
             f"at most {MAX_ATTRIBUTES} entries and {MAX_ATTRIBUTE_BYTES} bytes", field=field_name
         )

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from services.queueing.domain import Stored
 
 MAX_RATE = 100_000.0
+MAX_CHOSEN = 1000
+"""Ids of dead letters in one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class Where:
     topic: str = ""
     after: float = 0.0
     before: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.ids) > MAX_CHOSEN:
+            raise InvalidArgumentError(f"at most {MAX_CHOSEN}", field="ids")
 
 
 @dataclass(frozen=True, slots=True)

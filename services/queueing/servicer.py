@@ -6,8 +6,6 @@ from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
 from plexus.queueing.v1 import queueing_pb2, queueing_pb2_grpc
 from services.queueing import convert
 from services.queueing.calls import DEFAULT_TIMEOUT_S
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 MAX_WAIT_S = 60.0
 MAX_PUBLISHING = 256
 """Requests of a publishing stream that are taken ahead of their answers."""
-_TRACE = TraceContextTextMapPropagator()
 PULL_BYTES = MAX_DATA_BYTES
 """Content of one response of Pull, below the bound of a message on the wire."""
 
@@ -55,6 +52,12 @@ def _said(request: queueing_pb2.StreamingPullRequest) -> _Said:
         convert.extensions_from(request.extend),
         request.drain,
     )
+
+
+def _trace() -> dict[str, str]:
+    """What a message carries on of the call that publishes it."""
+    request = current()
+    return {"traceparent": request.traceparent} if request.traced else {}
 
 
 def _count(items: Sequence[object], field: str) -> None:
@@ -145,8 +148,7 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
     async def _publish(
         self, request: queueing_pb2.PublishRequest | queueing_pb2.StreamingPublishRequest
     ) -> list[str]:
-        trace: dict[str, str] = {}
-        _TRACE.inject(trace)
+        trace = _trace()
         messages = [
             convert.message_from(message, trace, f"messages[{position}]")
             for position, message in enumerate(request.messages)
@@ -183,9 +185,7 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
             # A call whose headers came back is not repeated by gRPC: the work would be done twice.
             await context.send_initial_metadata(())
 
-        trace: dict[str, str] = {}
-        _TRACE.inject(trace)
-        message = convert.request_from(request, trace)
+        message = convert.request_from(request, _trace())
         return self._calls.call(request.topic, message, timeout_s, published=published)
 
     async def Pull(self, request: queueing_pb2.PullRequest, context: Any) -> queueing_pb2.PullResponse:

@@ -20,7 +20,7 @@ from google.rpc import status_pb2
 from opentelemetry import propagate
 from opentelemetry.trace import SpanKind, StatusCode
 
-from plexus.client.propagation import call_context
+from plexus.client.propagation import TRACEPARENT, call_context
 from plexus.options.v1 import options_pb2
 from services.runtime import access, retry_budget, status
 from services.runtime.decoding import decoded, decoding, each_decoded
@@ -150,6 +150,7 @@ class _Call:
             )
             parent = self._span.get_span_context()
             request.traceparent = f"00-{parent.trace_id:032x}-{parent.span_id:016x}-{parent.trace_flags:02x}"
+            request.traced = True
 
     def failed(self, error: Exception) -> status_pb2.Status:
         """Turn an error into the call's status; what is not a domain error is logged and not told."""
@@ -226,8 +227,9 @@ def _read_headers(
         request.peer = trusted_peer
     headers = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
     request.request_id = headers.get("x-request-id", "")[:128] or os.urandom(16).hex()
-    request.traceparent = headers.get("traceparent", "")[:64]
-    if request.traceparent.count("-") != 3:  # noqa: PLR2004 - version, trace id, span id, flags
+    request.traceparent = headers.get("traceparent", "")
+    request.traced = TRACEPARENT.fullmatch(request.traceparent) is not None
+    if not request.traced:
         request.traceparent = f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
     if request.peer == access.EDGE:
         request.consumer = headers.get("x-consumer-username", "")

@@ -34,6 +34,7 @@ class Request(CallContext):
         consumer: End user or application, as verified by the edge; empty for calls from within the mesh.
         groups: The consumer's groups.
         rest: The HTTP request behind the call; None for gRPC.
+        traced: Whether somebody follows the trace: the caller brought it, or spans are recorded here.
     """
 
     peer: str = ""
@@ -41,6 +42,7 @@ class Request(CallContext):
     consumer: str = ""
     groups: frozenset[str] = frozenset()
     rest: Rest | None = None
+    traced: bool = False
 
 
 def current() -> Request:

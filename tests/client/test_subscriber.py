@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 import plexus.client
+from plexus.client.propagation import call_context
 from plexus.queueing.v1 import queueing_pb2 as pb
 
 if TYPE_CHECKING:
@@ -35,6 +36,23 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(LONG_S):
         while not condition():  # noqa: ASYNC110 - what is polled has no event
             await asyncio.sleep(0.01)
+
+
+async def test_what_a_handler_calls_belongs_to_the_trace_of_its_message(
+    queueing: QueueingServiceStub,
+) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    seen: dict[bytes, str] = {}
+
+    async def handle(delivery: pb.Delivery) -> None:
+        context = call_context.get()
+        seen[delivery.data] = context.traceparent if context else ""
+
+    carried = [pb.Message(data=text.encode(), attributes={"traceparent": text}) for text in (trace, "Größe")]
+    await queueing.Publish(pb.PublishRequest(topic="jobs", messages=[*carried, pb.Message(data=b"none")]))
+    async with plexus.client.Subscriber(queueing, "work", handle, concurrency=1):
+        await until(lambda: len(seen) == 3)
+    assert seen == {trace.encode(): trace, "Größe".encode(): "", b"none": ""}
 
 
 async def test_handlers_run_at_once_up_to_the_bound_and_their_messages_are_acknowledged(

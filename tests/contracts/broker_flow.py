@@ -11,14 +11,29 @@ import pytest
 
 from services.queueing.domain import Message, Refusal
 from services.queueing.resources import Backoff, Priority, RetryPolicy, Subscription, Topic
-from tests.contracts.broker_steps import bodies, dead, publish, pull, settled, subscribe
+from tests.contracts.broker_steps import (
+    again_until_there,
+    arriving,
+    bodies,
+    dead,
+    publish,
+    pull,
+    settled,
+    subscribe,
+)
 
 if TYPE_CHECKING:
     from services.queueing.domain import Broker
 
 
 class FlowContract:
-    """Which message comes to whom, and when."""
+    """Which message comes to whom, and when.
+
+    Attributes:
+        too_many: Messages, more than the broker gives up at once.
+    """
+
+    too_many = 700
 
     async def test_an_ordered_subscription_hands_out_one_message_a_key_at_a_time(
         self, broker: Broker
@@ -134,6 +149,15 @@ class FlowContract:
         assert await settled(broker, ready=5)
         assert bodies(await pull(broker)) == ["2", "4", "3", "1", "0"]
 
+    async def test_an_ordered_subscription_takes_no_priority_from_another(self, broker: Broker) -> None:
+        await subscribe(broker, "a-first", ordered=True)
+        await subscribe(broker)
+        for number, priority in enumerate((Priority.LOW, Priority.NORMAL, Priority.CRITICAL)):
+            await publish(broker, str(number), priority=priority)
+        assert await settled(broker, ready=3)
+        assert bodies(await pull(broker)) == ["2", "1", "0"]
+        assert bodies(await pull(broker, "a-first", wait_s=30)) == ["0", "1", "2"]
+
     async def test_everything_said_of_a_message_arrives(self, broker: Broker) -> None:
         await subscribe(broker)
         hostile = {"k": "line\r\nbreak\0 ☃", "x-death": "[]", "content-type": "?"}
@@ -165,6 +189,21 @@ class FlowContract:
         (letter,) = await dead(broker, count=1)
         assert letter.message.data == b"subscription's"
         assert bodies(await pull(broker)) == ["own"]
+
+    async def test_none_of_many_that_waited_too_long_is_handed_out(self, broker: Broker) -> None:
+        await subscribe(broker)
+        await broker.publish("jobs", [Message(b"old", ttl_s=0.001) for _ in range(self.too_many)])
+        await publish(broker, "young", ttl_s=3600)
+        assert await arriving(broker, count=1) == ["young"]
+        assert {letter.reason for letter in await dead(broker, count=1)} == {"expired"}
+
+    async def test_the_ttl_of_a_delayed_message_begins_when_it_is_due(self, broker: Broker) -> None:
+        await subscribe(broker, ttl_s=0.5)
+
+        async def later() -> None:
+            await publish(broker, "later", delay_s=0.6)
+
+        assert await again_until_there(broker, later) == ["later"]
 
     async def test_a_delayed_message_does_not_hold_up_others(self, broker: Broker) -> None:
         await subscribe(broker)

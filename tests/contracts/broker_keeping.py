@@ -13,7 +13,17 @@ from services.queueing.domain import Message, Refusal
 from services.queueing.kept import Events, Position, Redrive, Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from tests.contracts.broker_steps import AT_ONCE, arriving, bodies, publish, pull, settled, subscribe
+from tests.contracts.broker_steps import (
+    AT_ONCE,
+    again_until_there,
+    arriving,
+    bodies,
+    dead,
+    publish,
+    pull,
+    settled,
+    subscribe,
+)
 
 if TYPE_CHECKING:
     from services.queueing.domain import Broker, Delivery
@@ -100,6 +110,24 @@ class KeepingContract:
         assert await broker.redrive("work", Where(), Redrive(per_second=0.001)) == 3
         assert bodies(await pull(broker, wait_s=10)) == ["a"]
         assert (await broker.stats("work")).delayed == 2
+
+    async def test_a_redriven_letter_has_the_whole_ttl_again(self, broker: Broker) -> None:
+        await subscribe(broker, ttl_s=0.5)
+        await publish(broker, "late")
+        (letter,) = await dead(broker, count=1)
+        assert letter.reason == "expired"
+
+        async def redrive() -> None:
+            await dead(broker, count=1)
+            assert await broker.redrive("work", Where(), Redrive()) == 1
+
+        assert await again_until_there(broker, redrive) == ["late"]
+
+    async def test_too_many_chosen_at_once_are_refused(self, broker: Broker) -> None:
+        await self._graveyard(broker)
+        with pytest.raises(InvalidArgumentError):
+            await broker.purge("work", Where(ids=[str(number) for number in range(1001)]))
+        assert await broker.purge("work", Where(ids=[str(number) for number in range(1000)])) == 3
 
     async def test_chosen_dead_letters_are_purged(self, broker: Broker) -> None:
         await self._graveyard(broker)
@@ -266,6 +294,32 @@ class KeepingContract:
     async def test_to_retain_needs_a_time(self, broker: Broker) -> None:
         with pytest.raises(InvalidArgumentError):
             await subscribe(broker, retain_acked=True)
+
+    async def test_a_replayed_event_has_the_whole_ttl_again(self, broker: Broker) -> None:
+        await self._logged(broker)
+        await subscribe(broker, ttl_s=0.5)
+        await asyncio.sleep(0.6)
+
+        async def replay() -> None:
+            assert await broker.replay("audit", Events(kind="odd", ordering_key="k0"), "work") == 1
+
+        assert set(await again_until_there(broker, replay)) == {"3"}
+
+    async def test_what_is_forwarded_is_in_the_log_and_the_snapshots_of_its_topic(
+        self, broker: Broker
+    ) -> None:
+        await self._graveyard(broker)
+        await broker.create_topic(Topic("repair", log=True))
+        await subscribe(broker, "mechanic", topic="repair")
+        await broker.create_snapshot("before", "mechanic", {})
+        assert await broker.redrive("work", Where(), Redrive("repair")) == 3
+        assert sorted(await arriving(broker, "mechanic", count=3)) == ["a", "b", "c"]
+        async with asyncio.timeout(30):
+            while len(events := await broker.list_events("repair", Events(), limit=9)) < 3:  # noqa: ASYNC110 - polls a server
+                await asyncio.sleep(0.02)
+        assert sorted(event.message.data for event in events) == [b"a", b"b", b"c"]
+        await broker.seek("mechanic", Position(snapshot="before"))
+        assert sorted(await arriving(broker, "mechanic", count=3)) == ["a", "b", "c"]
 
     async def test_a_topic_without_a_log_has_no_events(self, broker: Broker) -> None:
         with pytest.raises(FailedPreconditionError):

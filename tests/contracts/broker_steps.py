@@ -10,7 +10,7 @@ from services.queueing.kept import Where
 from services.queueing.resources import Backoff, RetryPolicy, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from services.queueing.domain import Broker, Delivery
     from services.queueing.kept import DeadLetter
@@ -51,6 +51,16 @@ async def dead(broker: Broker, *, count: int, name: str = "work") -> list[DeadLe
         while len(letters := await broker.list_dead_letters(name, Where(), limit=100)) < count:  # noqa: ASYNC110 - polls a server
             await asyncio.sleep(0.02)
     return letters
+
+
+async def again_until_there(broker: Broker, deliver: Callable[[], Awaitable[object]]) -> list[str]:
+    """What a subscription with a short ttl gets; on a slow machine not at the first time."""
+    async with asyncio.timeout(60):
+        while True:
+            await deliver()
+            found = bodies(await pull(broker, wait_s=2))
+            if found:
+                return found
 
 
 async def settled(broker: Broker, *, ready: int, name: str = "work") -> bool:

@@ -49,6 +49,8 @@ def url(rabbitmq: RabbitServer, rabbitmq_vhost: str) -> str:
 
 
 class TestRabbitBroker(BrokerContract, SnapshotContract):
+    too_many = 40  # one after the other
+
     @pytest.fixture
     async def broker(self, url: str, state_url: str) -> AsyncIterator[RabbitBroker]:
         async with rabbit_broker(url, state_url) as broker:

@@ -185,6 +185,38 @@ async def test_a_refused_batch_names_the_message_at_fault_and_none_of_it_is_stor
     assert (await stub.GetStats(pb.GetStatsRequest(subscription="work"))).ready == 0
 
 
+async def test_a_message_carries_the_trace_of_its_call_or_its_own(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    own = pb.Message(attributes={"traceparent": "of its own"})
+    for header in (trace, "no such thing", None):
+        request = pb.PublishRequest(topic="jobs", messages=[own, pb.Message()])
+        await stub.Publish(request, metadata=(("traceparent", header),) if header else None)
+    found = (await stub.Pull(pb.PullRequest(subscription="work", max_messages=9))).deliveries
+    told = [dict(delivery.attributes) for delivery in found]
+    assert told == [dict(own.attributes), {"traceparent": trace}] + [dict(own.attributes), {}] * 2
+
+
+async def test_as_many_attributes_as_there_may_be_leave_room_for_the_trace(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    many = pb.Message(attributes={f"k{number}": "v" for number in range(64)})
+    large = pb.Message(attributes={"key": "x" * (16 * 1024 - 3)})
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    request = pb.PublishRequest(topic="jobs", messages=[many, large])
+    await stub.Publish(request, metadata=(("traceparent", trace),))
+    (first, second) = (await stub.Pull(pb.PullRequest(subscription="work", max_messages=2))).deliveries
+    assert [delivery.attributes.pop("traceparent") for delivery in (first, second)] == [trace, trace]
+    assert (first.attributes, second.attributes) == (many.attributes, large.attributes)
+    many.attributes["one"] = "more"
+    large.attributes["key"] += "x"
+    for refused in (many, large):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Publish(pb.PublishRequest(topic="jobs", messages=[refused]))
+        assert [v.field for v in problem(caught.value).violations] == ["messages[0].attributes"]
+
+
 async def test_a_publishing_stream_is_answered_in_order_until_a_request_fails(
     stub: queueing_pb2_grpc.QueueingServiceStub,
 ) -> None:

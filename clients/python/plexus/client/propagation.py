@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
+
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""What the header may be; it is also the name of the attribute in which messages carry it."""
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from plexus.client.failures import problem
+from plexus.client.propagation import TRACEPARENT, CallContext, call_context
 from plexus.client.retrying import TRANSIENT, pause_s
 from plexus.queueing.v1 import queueing_pb2 as pb
 
@@ -92,6 +93,7 @@ class Subscriber:
 
     A handler is never interrupted because a stream broke: the stream is opened again, with back-off, and if
     the message comes again meanwhile, it is taken for the one being handled. It may be handled elsewhere too.
+    Calls that it makes belong to the trace that the message carries.
 
         async with plexus.client.Subscriber(queueing, "billing", handle, concurrency=16) as subscriber:
             await subscriber.ended()
@@ -326,6 +328,9 @@ class Subscriber:
         self._answers.news.set()
 
     async def _handle(self, delivery: pb.Delivery) -> pb.Refusal | None:
+        trace = delivery.attributes.get("traceparent", "")
+        if TRACEPARENT.fullmatch(trace):
+            call_context.set(CallContext(traceparent=trace))  # of this task alone
         try:
             await self._handler(delivery)
         except RejectError as error:

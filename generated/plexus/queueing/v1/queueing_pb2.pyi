@@ -431,7 +431,9 @@ class Message(_message.Message):
     """Of the work that the message belongs to; at most 1,000 characters."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels: at most 64, 16 KiB in all."""
+        """Labels: at most 64, 16 KiB in all, beside `traceparent`: the trace context of the call, if that has one and the message
+        brings none.
+        """
 
     @_builtins.property
     def delay(self) -> _duration_pb2.Duration:
@@ -1176,7 +1178,7 @@ class UpdateSubscriptionRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """What changes: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, labels."""
+        """What changes: ack_deadline, retry, dead_letter_topic, ttl, exactly_once, retain_acked, expire_after, labels."""
 
     def __init__(
         self,
@@ -2080,7 +2082,7 @@ class RedriveDeadLettersRequest(_message.Message):
     """At most this many a second become ready, up to 100,000. Default 0: all at once."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these; empty: all."""
+        """Only these, at most 1,000; empty: all."""
 
     @_builtins.property
     def filter(self) -> Global___DeadLetterFilter:
@@ -2138,7 +2140,7 @@ class PurgeDeadLettersRequest(_message.Message):
     """Name."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these; empty: all."""
+        """Only these, at most 1,000; empty: all."""
 
     @_builtins.property
     def filter(self) -> Global___DeadLetterFilter:

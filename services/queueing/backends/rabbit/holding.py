@@ -104,9 +104,13 @@ class Holding:
     ) -> list[Delivery]:
         """Hand out what is ready, under ids that begin with a prefix."""
         deliveries: list[Delivery] = []
+        outlived = []
         total, until = 0, now + subscription.ack_deadline_s
         while self._ready and len(deliveries) < max_messages:
             held = self._ready[0][2]
+            if 0 < held.carried.expires <= now:
+                outlived.append(heapq.heappop(self._ready))  # is about to be given up
+                continue
             size = len(held.carried.stored.data)
             if deliveries and total + size > max_bytes:
                 break
@@ -116,6 +120,8 @@ class Holding:
             token = f"{prefix}{uuid.uuid4().hex}"
             self._leases[token] = (held, until)
             deliveries.append(Delivery(token, held.carried.stored, held.carried.attempts + 1))
+        for item in outlived:
+            heapq.heappush(self._ready, item)
         return deliveries
 
     def surplus(self) -> Sequence[Held]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
+from services.queueing.backends.rabbit.state import STREAM
 from services.queueing.backends.rabbit.store.deferred import copies
 from services.queueing.backends.rabbit.topology import (
     DIRECT,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from services.queueing.backends.rabbit.state import Deferral, Route, State
     from services.queueing.backends.rabbit.wire import Carried, Packet
     from services.queueing.domain import Message
+    from services.queueing.resources import Subscription
 
 log = structlog.get_logger(__name__)
 
@@ -190,19 +193,32 @@ class Outgoing:
             raise _unroutable()
 
     async def deliver(self, copied: Sequence[tuple[str, Carried]]) -> None:
-        """Put messages into the queues of single subscriptions, but those that were deleted meanwhile."""
+        """Put messages into single subscriptions' queues or streams, unless those were deleted meanwhile."""
         await self._state.fresh()
-        outgoing, subscriptions = [], {}
+        outgoing: list[tuple[str, Packet]] = []
+        subscriptions: dict[str, Subscription] = {}
+        streams, now = set(), time.time()
         for name, carried in copied:
+            if name.startswith(STREAM):
+                streams.add(name.removeprefix(STREAM))
+                outgoing.append((name.removeprefix(STREAM), encode(carried)))
+                continue
             try:
                 subscription = subscriptions[name] = await self._state.subscription(name)
             except NotFoundError:
                 continue
             self._expect(name, [carried.stored.message_id])
+            if subscription.ttl_s and not carried.expires:
+                # Its time begins now, however long ago it was published.
+                carried = replace(carried, expires=now + subscription.ttl_s)  # noqa: PLW2901 - as it is sent
             level = level_of(subscription, carried.stored.priority)
             outgoing.append((queue_name(name, level), encode(carried)))
         routed = await self._publisher.publish(DIRECT, outgoing)
-        returned = [entry for entry, there in zip(outgoing, routed, strict=True) if not there]
+        returned = [
+            entry
+            for entry, there in zip(outgoing, routed, strict=True)
+            if not there and entry[0] not in streams
+        ]
         if returned:
             for subscription in subscriptions.values():
                 await self._queues.declare(subscription)

@@ -38,9 +38,13 @@ class Route:
     keepers: Sequence[Kept] = ()
 
 
+STREAM = "@"
+"""Before the name of a stream, where a subscription's would be, which has none such."""
+
+
 @dataclass(frozen=True, slots=True)
 class Deferral:
-    """A message that waits for its time, for one subscription; `due` is seconds since 1970."""
+    """A message that waits for its time, for one subscription or stream; `due` is seconds since 1970."""
 
     subscription: str
     carried: Carried

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from services.queueing.backends.sqlite.catalogue import Catalogue
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _WAIT_BOUND_S = 60.0
+_REPLAY = 20
+"""Events that are in memory at once."""
 
 
 class SqliteBroker:
@@ -312,11 +315,12 @@ class SqliteBroker:
     def _replay(self, topic: str, events: Events, name: str) -> int:
         subscription = self._catalogue.attached(name)
         now, done = time.time(), 0
-        for row in self._events.rows(topic, events, -1):
-            attributes = event(row).message.attributes
-            if subscription.wants(attributes):
-                self._messages.again(row[1:10], subscription, now)
-                done += 1
+        while rows := self._events.rows(topic, events, _REPLAY):
+            for row in rows:
+                if subscription.wants(event(row).message.attributes):
+                    self._messages.again(row[1:10], subscription, now)
+                    done += 1
+            events = replace(events, from_sequence=rows[-1][0] + 1)
         return done
 
     async def seek(self, subscription: str, position: Position) -> None:

@@ -97,18 +97,22 @@ class DeadLetters:
                 metadata={"topic": how.topic},
             )
         condition, values = _condition(name, where)
-        letters = self._db.execute(
-            f"SELECT id, {STORED}, retry FROM dead_letters WHERE {condition} ORDER BY id",  # noqa: S608 - constants; values are bound
+        numbers = self._db.execute(
+            f"SELECT id FROM dead_letters WHERE {condition} ORDER BY id",  # noqa: S608 - constants; values are bound
             values,
         ).fetchall()
         now, done = time.time(), 0
-        for number, *row in letters:
+        for (number,) in numbers:  # one after the other: their contents may be more than fits into memory
+            row = self._db.execute(
+                f"SELECT {STORED}, retry FROM dead_letters WHERE id = ?",  # noqa: S608 - constant
+                (number,),
+            ).fetchone()
             due = now + (done / how.per_second if how.per_second else 0.0)
             if how.topic:
-                if not self._messages.forward(tuple(row), how.topic, {}, due):
+                if not self._messages.forward(row, how.topic, {}, due):
                     continue  # no subscription's filter lets it through: it stays
             else:
-                self._messages.again(tuple(row), subscription, due)
+                self._messages.again(row, subscription, due)
             self._db.execute("DELETE FROM dead_letters WHERE id = ?", (number,))
             done += 1
         return done

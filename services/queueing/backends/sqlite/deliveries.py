@@ -72,8 +72,9 @@ class Deliveries:
         for level in _LEVELS:
             found += self._db.execute(
                 "SELECT message, size, attempts, lease FROM deliveries"
-                " WHERE subscription = ? AND priority = ? AND due <= ? ORDER BY due, message LIMIT ?",
-                (name, int(level), now, limit - len(found)),
+                " WHERE subscription = ? AND priority = ? AND due <= ? AND (expires IS NULL OR expires > ?)"
+                " ORDER BY due, message LIMIT ?",
+                (name, int(level), now, now, limit - len(found)),
             ).fetchall()
             if len(found) >= limit:
                 break

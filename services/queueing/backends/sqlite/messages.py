@@ -131,8 +131,10 @@ class Messages:
         if not takers:
             return False
         batch = self._batch()
-        copy = (row[0], topic, row[2], json.dumps(attributes), *row[4:])
-        batch.add(copy, takers, time.time(), due, keepers=self._snapshots.keepers(topic, attributes))
+        moved = (row[0], topic, row[2], json.dumps(attributes), *row[4:])
+        if self._events.keeps(topic):
+            self._events.append(self._catalogue.topic(topic), moved, attributes.get("type", ""))
+        batch.add(moved, takers, time.time(), due, keepers=self._snapshots.keepers(topic, attributes))
         batch.write()
         return True
 

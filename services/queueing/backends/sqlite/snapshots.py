@@ -169,12 +169,12 @@ class Snapshots:
 def _restored(
     rows: Iterator[tuple[Any, ...]], subscription: Subscription, now: float
 ) -> Iterator[tuple[Any, ...]]:
-    expires = now + subscription.ttl_s if subscription.ttl_s else None
     behind: set[str] = set()
     for number, size, not_before, priority, key, attributes in rows:
         if attributes is not None and not subscription.wants(json.loads(attributes)):
             continue
         due = max(now, not_before)
+        expires = due + subscription.ttl_s if subscription.ttl_s else None
         if not subscription.ordered:
             yield subscription.name, number, size, priority, "", due, due, expires
             continue

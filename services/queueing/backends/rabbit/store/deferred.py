@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, insert, select, text
 
-from services.queueing.backends.rabbit.state import Deferral
-from services.queueing.backends.rabbit.store.catalogue import subscribers
+from services.queueing.backends.rabbit.state import STREAM, Deferral
+from services.queueing.backends.rabbit.store.catalogue import Catalogue, subscribers
+from services.queueing.backends.rabbit.store.snapshots import keepers
 from services.queueing.backends.rabbit.store.tables import DEFERRED
+from services.queueing.backends.rabbit.topology import log_name, retained_name
 from services.queueing.backends.rabbit.wire import Carried, again, from_head, head
 
 if TYPE_CHECKING:
@@ -58,12 +60,21 @@ class Deferred:
     async def forward(
         self, connection: AsyncConnection, carried: Carried, topic: str, extra: dict[str, str], due: float
     ) -> bool:
-        """Keep a message for the subscriptions of another topic; false if nobody there would get it."""
+        """Keep a message for those who follow another topic; false if no subscription there would get it."""
         attributes = {**carried.stored.attributes, **extra}
         moved = replace(carried, stored=replace(carried.stored, topic=topic, attributes=attributes))
         takers = [taker for taker in await subscribers(connection, topic) if taker.wants(attributes)]
-        await self.put(connection, [Deferral(taker.name, again(moved), due) for taker in takers])
-        return bool(takers)
+        if not takers:
+            return False
+        streams = [retained_name(taker.name) for taker in takers if taker.retain_acked]
+        if (await Catalogue.read_topic(connection, topic)).log:
+            streams.append(log_name(topic))
+        every = await keepers(connection, topic)
+        streams += [kept.stream for kept in every if kept.snapshot.keeps(topic, attributes)]
+        wanted = [Deferral(taker.name, again(moved), due) for taker in takers]
+        wanted += [Deferral(STREAM + stream, again(moved), 0.0) for stream in streams]
+        await self.put(connection, wanted)
+        return True
 
     @asynccontextmanager
     async def due(self, limit: int) -> AsyncIterator[list[Deferral]]:
