@@ -44,6 +44,9 @@ _CLOSE_S = 5.0
 _HOUSE_S = 10.0
 _PAGE = 500
 _BATCH = 200
+_PATIENCE_S = 1.0
+"""How long it is not written that a request was sent: its answer makes that needless. Until then its saga is
+held, and should we die the request is sent again under its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class Orchestrator:
         self._calls: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._looks_at = 0.0
-        self._opened = False
+        self._opened = self._full = False
         self._parts = {name: _Part(name) for name in ("turns", "requests", "replies")}
 
     async def start(self, order: Order) -> Saga:
@@ -162,7 +165,7 @@ class Orchestrator:
     # What is due.
 
     def _room(self) -> int:
-        return self._pace.concurrency - len(self._held)
+        return self._pace.concurrency - len(self._held) + self._writer.patient
 
     def _made(self, made: Made) -> None:
         """Tell what a write did, and have done what it asks for, if this replica has the saga."""
@@ -199,8 +202,8 @@ class Orchestrator:
         if held is None or (call_id and held[1] != call_id):
             return
         del self._held[saga_id]
-        if len(self._held) == self._pace.concurrency - 1:
-            self._woken.set()  # there is room again
+        if self._full:
+            self._woken.set()
 
     async def _drive(self) -> None:
         self._woken.clear()
@@ -209,7 +212,8 @@ class Orchestrator:
             self._opened = True
         pause_s = self._pace.poll_s
         self._looks_at = time.time() + pause_s
-        if self._room() > 0:
+        self._full = self._room() <= 0
+        if not self._full:
             pause_s = await self._store.next_due_s(most=self._pace.poll_s)
             if not pause_s:
                 if await self._writer.claim():
@@ -251,13 +255,17 @@ class Orchestrator:
                 continue
             self._parts["requests"].works()
             if made.saga.attempt is not None:
-                event = answer or Sent(made.saga.attempt.call_id)
-                self._write_later(made, event, urgent=answer is not None)
+                self._write_later(made, answer or Sent(made.saga.attempt.call_id))
+        if self._full:
+            self._woken.set()
         if failed:
             await self._give_back(failed)
 
-    def _write_later(self, made: Made, event: Event, *, urgent: bool) -> None:
-        future = self._writer.submit(Change(made.saga.id, event), urgent=urgent)
+    def _write_later(self, made: Made, event: Event) -> None:
+        """Write what came of sending; that it was sent can wait, since the answer may come soon."""
+        timeout_s = made.saga.action_of(made.definition).timeout_s
+        patience_s = min(_PATIENCE_S, timeout_s / 20) if isinstance(event, Sent) else 0.0
+        future = self._writer.submit(Change(made.saga.id, event), patience_s=patience_s)
         call_id = made.saga.attempt.call_id if made.saga.attempt else ""
 
         def written(future: asyncio.Future[Made]) -> None:
