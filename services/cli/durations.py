@@ -1,4 +1,4 @@
-"""Spans of time as people write them."""
+"""Spans of time, and rates, as people write them."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ def seconds(text: str) -> float:
     if match is None:
         raise InvalidArgumentError(f"{text!r} is no span of time: write 90s, 15m, 1h or 7d")
     return float(match[1]) * _UNITS_S[match[2]]
+
+
+def per_second(text: str) -> float:
+    """Read a rate: `10/s`, `30/m` or `100/h`.
+
+    Raises:
+        InvalidArgumentError: It is none of these, or zero.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)/([smh])", text.strip())
+    if match is None or not float(match[1]):
+        raise InvalidArgumentError(f"{text!r} is no rate: write 10/s, 30/m or 100/h")
+    return float(match[1]) / _UNITS_S[match[2]]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plexus.client.state import default_state_dir
+from services.runtime.errors import InvalidArgumentError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PRIORITIES = ("low", "normal", "high", "critical")
 StateOption = Annotated[
     Path | None,
     typer.Option("--state", help="State folder. Default: PLEXUS_STATE, else the user's data folder."),
@@ -35,3 +40,14 @@ def state_folder(given: Path | None) -> Path:
 def print_json(value: Any) -> None:
     """Print for programs."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
+    """A value of an option as the API's enums have it.
+
+    Raises:
+        InvalidArgumentError: It is none of those allowed.
+    """
+    if value.lower() not in allowed:
+        raise InvalidArgumentError(f"--{option}: {value!r} is none of {', '.join(allowed)}")
+    return value.upper()

@@ -106,6 +106,10 @@ class Queues:
         """Delete a subscription with what it holds."""
         self._api.call("DELETE", _path("subscriptions", name))
 
+    def seek(self, subscription: str, target: dict[str, str]) -> None:
+        """Set it to a time, a sequence number or a snapshot."""
+        self._api.call("POST", _path("subscriptions", subscription) + ":seek", target)
+
     def stats(self, subscription: str) -> dict[str, Any]:
         """Counts as numbers, and when the oldest message was published."""
         answer = self._api.call("GET", _path("subscriptions", subscription, "stats"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from services.cli.edge import Edge, asks_edge
-from services.cli.options import JsonOption, print_json
+from services.cli.options import PRIORITIES, JsonOption, one_of, print_json
 from services.cli.queue import Queues, overview, pairs, readable, span
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def publish(
 
     common: dict[str, Any] = {
         "attributes": pairs(attribute or (), "--attribute"),
-        "priority": f"PRIORITY_{priority.upper()}",
+        "priority": f"PRIORITY_{one_of('priority', priority, PRIORITIES)}",
         "orderingKey": key,
         "dedupId": dedup_id,
         "correlationId": correlation_id,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.edge import Edge, asks_edge
-from services.cli.options import JsonOption, StateOption, print_json, state_folder
+from services.cli.options import JsonOption, StateOption, one_of, print_json, state_folder
 from services.cli.queue import Queues, pairs, readable, span
 from services.cli.queue_commands import (
     FromOption,
@@ -18,9 +18,11 @@ from services.cli.queue_commands import (
     SubscriptionArgument,
     confirm,
     dlq_app,
+    queue_app,
     subscriptions_app,
 )
 
+BACKOFFS = ("immediate", "fixed", "linear", "exponential")
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -73,7 +75,7 @@ def subscriptions_create(
         "topic": topic,
         "ackDeadline": span(seconds(lease)),
         "retry": {
-            "backoff": f"BACKOFF_{backoff.upper()}",
+            "backoff": f"BACKOFF_{one_of('backoff', backoff, BACKOFFS)}",
             "minimum": first,
             "maximum": span(max(seconds(minimum), seconds(maximum))),
             "maxAttempts": attempts,
@@ -107,6 +109,34 @@ def subscriptions_rm(
             confirm(f"Delete {subscription} with {count} messages?")
         queues.delete_subscription(subscription)
     typer.echo(f"subscription {subscription} is deleted")
+
+
+@queue_app.command()
+@asks_edge("admin")
+def seek(
+    edge: Edge,
+    subscription: SubscriptionArgument,
+    *,
+    time: Annotated[str, typer.Option(help="now, 2026-12-24T18:00:00Z, or -90m from now.")] = "",
+    sequence: Annotated[int, typer.Option(help="A number of the topic's log.", min=0)] = 0,
+    snapshot: Annotated[str, typer.Option(help="A snapshot of the same topic.")] = "",
+    yes: YesOption = False,
+) -> None:
+    """Set a subscription back, or be done with what it holds: `--time now` drops all that waits."""
+    from services.cli.schedule import moment  # noqa: PLC0415 - see the module's docstring
+    from services.runtime.errors import InvalidArgumentError  # noqa: PLC0415 - the same
+
+    given = {"time": time, "sequence": str(sequence or ""), "snapshot": snapshot}
+    target = {name: value for name, value in given.items() if value}
+    if len(target) != 1:
+        raise InvalidArgumentError("say one of --time, --sequence and --snapshot")
+    if time:
+        target["time"] = moment("+0s" if time == "now" else time)
+    with edge.open(Queues) as queues:
+        if not yes:
+            confirm(f"Be done with what {subscription} holds from before?")
+        queues.seek(subscription, target)
+    typer.echo(f"{subscription} is set to {time or snapshot or sequence}")
 
 
 @dlq_app.command("ls")
@@ -187,12 +217,16 @@ def worker(
     concurrency: Annotated[
         int, typer.Option("--concurrency", "-c", help="Tasks of a queue at once.", min=1, max=10_000)
     ] = 16,
+    rate: Annotated[
+        str,
+        typer.Option(help="Tasks of a queue begun by this worker: 10/s, 30/m or 100/h. Default: no bound."),
+    ] = "",
     drain: Annotated[str, typer.Option(help="How long running tasks may go on at the end.")] = "30s",
     state: StateOption = None,
 ) -> None:
     """Run the tasks of an app until Ctrl-C or SIGTERM, which lets running tasks finish."""
     from services.cli import worker as running  # noqa: PLC0415 - gRPC is slow to import
-    from services.cli.durations import seconds  # noqa: PLC0415 - see the module's docstring
+    from services.cli.durations import per_second, seconds  # noqa: PLC0415 - see the module's docstring
 
     def ready(app: Any, started: Any) -> None:
         typer.echo(
@@ -205,5 +239,6 @@ def worker(
         queues=queue or (),
         concurrency=concurrency,
         drain_s=seconds(drain),
+        per_second=per_second(rate) if rate else 0.0,
         ready=ready,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from services.cli.durations import seconds
+from services.cli.options import PRIORITIES, one_of
 from services.runtime.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 STATES = ("active", "paused", "completed")
 MISSED = ("skip", "once", "all")
-PRIORITIES = ("low", "normal", "high", "critical")
 _PREFIXES = ("SCHEDULE_STATE_", "MISSED_RUNS_", "RUN_STATE_")
 NONE = "none"
 """What takes a bound away."""
@@ -94,13 +94,13 @@ def span(text: str) -> str:
 
 
 def moment(text: str) -> str:
-    """A time as JSON has it: RFC 3339 as it is, `+10m` from now.
+    """A time as JSON has it: RFC 3339 as it is, `+10m` or `-10m` from now.
 
     Raises:
         InvalidArgumentError: It is neither, or says no zone.
     """
-    if text.startswith("+"):
-        found = datetime.now(UTC) + timedelta(seconds=seconds(text[1:]))
+    if text[:1] in {"+", "-"}:
+        found = datetime.now(UTC) + timedelta(seconds=float(f"{text[0]}{seconds(text[1:])}"))
     else:
         try:
             found = datetime.fromisoformat(text)
@@ -128,7 +128,7 @@ def message(
         attributes={name: value for name, _, value in pairs},
         orderingKey=key,
         correlationId=correlation_id,
-        priority=f"PRIORITY_{_one_of('priority', priority, PRIORITIES)}" if priority else "",
+        priority=f"PRIORITY_{one_of('priority', priority, PRIORITIES)}" if priority else "",
         ttl=span(ttl) if ttl else "",
     )
     if data is not None:
@@ -142,13 +142,7 @@ def missed_runs(policy: str) -> str:
     Raises:
         InvalidArgumentError: It is none.
     """
-    return f"MISSED_RUNS_{_one_of('missed', policy, MISSED)}"
-
-
-def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise InvalidArgumentError(f"--{option}: must be one of {', '.join(allowed)}")
-    return value.upper()
+    return f"MISSED_RUNS_{one_of('missed', policy, MISSED)}"
 
 
 def short(value: str) -> str:
@@ -189,7 +183,7 @@ class Schedules:
         """The first schedules by name."""
         query: dict[str, Any] = {"topic": topic}
         if only:
-            query["state"] = f"SCHEDULE_STATE_{_one_of('only', only, STATES)}"
+            query["state"] = f"SCHEDULE_STATE_{one_of('only', only, STATES)}"
         return self._pages("/v1/schedules", "schedules", query, limit)
 
     def runs(self, name: str, limit: int) -> list[dict[str, Any]]:

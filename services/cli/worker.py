@@ -56,6 +56,7 @@ def run(
     queues: Sequence[str],
     concurrency: int,
     drain_s: float,
+    per_second: float,
     ready: Callable[[TaskApp, Worker], None],
 ) -> None:
     """Run an app's tasks; SIGTERM and Ctrl-C drain, a second one ends at once.
@@ -66,6 +67,7 @@ def run(
         queues: Of these only; empty is all of the app's.
         concurrency: Tasks of a queue that run at once.
         drain_s: How long running tasks may go on when it is to end.
+        per_second: Tasks of a queue that are begun in a second; 0 is no bound.
         ready: Called when it begins.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -75,7 +77,14 @@ def run(
         async with connect(state) as mesh:
             stub = mesh.stub(queueing_pb2_grpc.QueueingServiceStub)
             try:
-                worker = Worker(app, stub, queues=tuple(queues), concurrency=concurrency, drain_s=drain_s)
+                worker = Worker(
+                    app,
+                    stub,
+                    queues=tuple(queues),
+                    concurrency=concurrency,
+                    drain_s=drain_s,
+                    per_second=per_second,
+                )
             except ValueError as error:
                 raise InvalidArgumentError(str(error)) from error
             async with app.open(stub):  # tasks send tasks

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jwt
 import pytest
 
-from services.cli.durations import seconds
+from services.cli.durations import per_second, seconds
 from services.cli.models import fetch_missing
 from services.gateway.credentials import CredentialStore
 from services.runtime.errors import InvalidArgumentError
@@ -134,6 +134,17 @@ def test_spans_of_time(text: str, expected: float) -> None:
 def test_nonsense_is_no_span_of_time(text: str) -> None:
     with pytest.raises(InvalidArgumentError, match="1h"):
         seconds(text)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("10/s", 10), ("30/m", 0.5), ("7.2/h", 0.002)])
+def test_rates(text: str, expected: float) -> None:
+    assert per_second(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "10", "0/s", "-1/s", "10/d"])
+def test_nonsense_is_no_rate(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="30/m"):
+        per_second(text)
 
 
 def test_config_names_each_values_source(tmp_path: Path) -> None:

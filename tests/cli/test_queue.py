@@ -55,6 +55,27 @@ def test_what_deletes_for_good_wants_a_yes(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "--yes" in result.exception.message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["queue", "publish", "t", "x", "--priority", "urgent"], "'urgent' is none of low, normal"),
+        (["queue", "subscriptions", "create", "s", "t", "--backoff", "1"], "'1' is none of immediate, fixed"),
+        (["queue", "seek", "s"], "one of --time, --sequence and --snapshot"),
+        (["queue", "seek", "s", "--time", "now", "--snapshot", "x"], "one of --time, --sequence"),
+        (["queue", "seek", "s", "--time", "yesterday", "--yes"], "no time with a zone"),
+        (["queue", "seek", "s", "--time", "now"], "--yes"),
+    ],
+)
+def test_wrong_options_are_refused_in_the_words_of_the_command(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PLEXUS_URL", "http://127.0.0.1:9")  # nothing is asked there
+    monkeypatch.setenv("PLEXUS_TOKEN", "none")
+    result = CliRunner().invoke(app, [*arguments, "--state", str(tmp_path)])
+    assert isinstance(result.exception, InvalidArgumentError)
+    assert said in result.exception.message
+
+
 def test_a_worker_says_what_is_wrong_with_its_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "queue_test_shop.py").write_text(
         "import plexus.client\nempty = plexus.client.TaskApp('shop')\nother = 3\n"

@@ -138,7 +138,13 @@ async def test_retries_are_chosen_by_exception_and_what_is_given_up_is_told_and_
     queueing: QueueingServiceStub,
 ) -> None:
     app = plexus.client.TaskApp("shop")
-    attempts: dict[str, list[int]] = {"flaky": [], "broken": [], "wrong": [], "no": []}
+    attempts: dict[str, list[int]] = {
+        "flaky": [],
+        "broken": [],
+        "later": [],
+        "wrong": [],
+        "no": [],
+    }
 
     @app.task(retries=2, retry_on=(OSError,), backoff_s=0)
     async def work(kind: str) -> str:
@@ -147,6 +153,8 @@ async def test_retries_are_chosen_by_exception_and_what_is_given_up_is_told_and_
             raise ConnectionError("not yet")
         if kind == "broken":
             raise OSError("for ever")
+        if kind == "later" and plexus.client.attempt() < 3:
+            raise plexus.client.RetryLaterError("closed today", delay_s=0)
         if kind == "wrong":
             raise KeyError("bug")
         if kind == "no":
@@ -156,12 +164,15 @@ async def test_retries_are_chosen_by_exception_and_what_is_given_up_is_told_and_
     failures = {}
     async with working(app, queueing):
         handles = {kind: await work.delay(kind) for kind in attempts}
-        assert await handles.pop("flaky").result(timeout_s=LONG_S) == "flaky"
+        for kind in ("flaky", "later"):
+            assert await handles.pop(kind).result(timeout_s=LONG_S) == kind
         for kind, handle in handles.items():
             with pytest.raises(plexus.client.TaskFailedError) as caught:
                 await handle.result(timeout_s=LONG_S)
             failures[kind] = (caught.value.code.name, caught.value.reason, str(caught.value))
-    assert attempts == {"flaky": [1, 2, 3], "broken": [1, 2, 3], "wrong": [1], "no": [1]}
+    tried = {kind: len(numbers) for kind, numbers in attempts.items()}
+    assert tried == {"flaky": 3, "broken": 3, "later": 3, "wrong": 1, "no": 1}
+    assert attempts["broken"] == [1, 2, 3]
     assert failures == {
         "broken": ("INTERNAL", "", "OSError: for ever"),
         "wrong": ("INTERNAL", "", "KeyError: 'bug'"),
@@ -302,3 +313,36 @@ async def test_options_say_when_and_whether_a_task_is_run(queueing: QueueingServ
         await late.result(timeout_s=LONG_S)
         assert time.monotonic() - before >= 1.5
     assert sorted(seen) == ["late", "one"]
+
+
+async def test_a_worker_begins_tasks_at_its_rate_and_gives_back_what_waits_for_its_turn(
+    queueing: QueueingServiceStub,
+) -> None:
+    app = plexus.client.TaskApp("shop")
+    begun: list[float] = []
+
+    @app.task()
+    async def work(_number: int) -> None:
+        begun.append(time.monotonic())
+
+    async with working(app, queueing, per_second=5):
+        handles = [await work.delay(number) for number in range(4)]
+        for handle in handles:
+            await handle.result(timeout_s=LONG_S)
+    assert begun[3] - begun[0] >= 0.6  # slower is possible, faster is not
+    async with asyncio.timeout(2 * LONG_S), app.open(queueing):
+        handles = [await work.delay(4), await work.delay(5)]
+        slow = plexus.client.Worker(app, queueing, per_second=1 / 3600)
+        running = asyncio.create_task(slow.run())
+        while not any(handle.done for handle in handles):  # noqa: ASYNC110 - polls a server
+            await asyncio.sleep(0.02)
+        slow.drain()
+        await running  # the other had an hour to wait
+        rest = plexus.client.Worker(app, queueing)
+        running = asyncio.create_task(rest.run())
+        for handle in handles:
+            await handle.result(timeout_s=LONG_S)
+        rest.drain()
+        await running
+    assert len(begun) == 6
+    assert (await queueing.GetStats(pb.GetStatsRequest(subscription="shop"))).dead == 0

@@ -20,15 +20,18 @@ from pydantic_core import to_json
 
 from plexus.client.failures import problem
 from plexus.client.kept import kept_of
+from plexus.client.pace import Pace
 from plexus.client.publisher import BATCH_BYTES, BATCH_MESSAGES
 from plexus.client.replies import ERROR, PROGRESS, RESULT, Request, request_of
 from plexus.client.retrying import persist
 from plexus.client.sending import declare
-from plexus.client.subscriber import DRAIN_S, RejectError, Subscriber
+from plexus.client.subscriber import DRAIN_S, RejectError, RetryLaterError, Subscriber
 from plexus.client.tasks import TASK
 from plexus.queueing.v1 import queueing_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from plexus.client.tasks import Task, TaskApp
     from plexus.queueing.v1 import queueing_pb2_grpc
 
@@ -228,6 +231,7 @@ class Worker:
         queues: tuple[str, ...] = (),
         concurrency: int = 16,
         drain_s: float = DRAIN_S,
+        per_second: float = 0.0,
     ) -> None:
         """Set it up.
 
@@ -237,10 +241,13 @@ class Worker:
             queues: Of these queues only. Default: of all that the app's tasks have.
             concurrency: Tasks of a queue that run at once.
             drain_s: How long running tasks may go on after `drain`.
+            per_second: Tasks of a queue that are begun in a second, evenly; 0 is no bound.
 
         Raises:
-            ValueError: The app has no task in one of the queues.
+            ValueError: The app has no task in one of the queues, or the rate is negative.
         """
+        if per_second < 0:
+            raise ValueError("per_second is 0 for no bound, or positive")
         known = {task.queue for task in app.tasks.values()}
         for queue in queues:
             if queue not in known:
@@ -250,8 +257,9 @@ class Worker:
         self._replies = _Replies(stub)
         self.queues = tuple(dict.fromkeys(queues)) or tuple(sorted(known))
         self._threads = ThreadPoolExecutor(concurrency * max(1, len(self.queues)), "task")
+        self._paces = {queue: Pace(per_second) for queue in self.queues} if per_second else {}
         self._subscribers = [
-            Subscriber(stub, queue, self._handle, concurrency=concurrency, drain_s=drain_s)
+            Subscriber(stub, queue, self._handler(queue), concurrency=concurrency, drain_s=drain_s)
             for queue in self.queues
         ]
 
@@ -276,6 +284,19 @@ class Worker:
         """Take no more tasks; `run` ends when those that run have, or gives them back after `drain_s`."""
         for subscriber in self._subscribers:
             subscriber.drain()
+        for pace in self._paces.values():
+            pace.stop()  # who has not begun is given back at once
+
+    def _handler(self, queue: str) -> Callable[[pb.Delivery], Awaitable[None]]:
+        pace = self._paces.get(queue)
+        if pace is None:
+            return self._handle
+
+        async def in_turn(delivery: pb.Delivery) -> None:
+            await pace.turn()
+            await self._handle(delivery)
+
+        return in_turn
 
     async def _handle(self, delivery: pb.Delivery) -> None:
         name = delivery.attributes.get(TASK, "")
@@ -295,7 +316,9 @@ class Worker:
                 )
             result = await self._run(task, delivery.data)
         except Exception as error:
-            again = isinstance(error, task.retry_on) and not isinstance(error, RejectError)
+            again = isinstance(error, (RetryLaterError, *task.retry_on)) and not isinstance(
+                error, RejectError
+            )
             if again and delivery.attempt <= task.retries:
                 raise
             text = str(error) if isinstance(error, RejectError) else f"{type(error).__name__}: {error}"
