@@ -31,6 +31,9 @@ class QueueingConfig(Section):
     """How long a deduplication id is remembered."""
     max_waiting_writes: int = 20_000
     """Publishes, pulls and acknowledgements that may wait for the disk; one more is refused."""
+    max_set_aside: int = Field(default=100_000, ge=0)
+    """Messages of an ordered subscription on RabbitMQ that wait in the database so that keys that stand still
+    stop no others: the first one of each such key, and what waits behind it. With more, the others wait."""
     pubsub_port: int = 0
     """Of this machine, where clients of Google Pub/Sub are served without TLS or identity; 0 is none."""
     saga_concurrency: int = Field(default=64, ge=1, le=10_000)

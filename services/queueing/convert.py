@@ -337,6 +337,7 @@ def stats_to(stats: Stats) -> queueing_pb2.Stats:
         dead=stats.dead,
         oldest_time=present_to(stats.oldest),
         unexamined=stats.unexamined,
+        set_aside=stats.set_aside,
     )
 
 

@@ -111,6 +111,8 @@ class Stats:
         oldest: When the oldest of its messages was published, seconds since 1970; 0 without any.
         unexamined: How many of the ready ones were not compared yet with the subscription's filter, or with
             the time that Seek set it to.
+        set_aside: How many of those that are ready, leased or delayed a broker has moved out of the way of
+            others, since their ordering keys stand still.
     """
 
     ready: int
@@ -119,6 +121,7 @@ class Stats:
     dead: int
     oldest: float = 0.0
     unexamined: int = 0
+    set_aside: int = 0
 
 
 @dataclass(frozen=True, slots=True)

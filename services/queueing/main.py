@@ -65,6 +65,7 @@ async def compose(runtime: ServiceRuntime, stack: AsyncExitStack) -> None:
                 heartbeat_s=config.heartbeat_s,
                 publish_deadline_s=config.publish_deadline_s,
                 used=uses.note,
+                max_set_aside=config.max_set_aside,
             )
         )
     else:

@@ -117,6 +117,32 @@ class FlowContract:
             assert (delivery.data, delivery.attempt) == (b"%d" % number, 1)
             assert await broker.acknowledge("work", [delivery.ack_id]) == []
 
+    async def test_keys_that_all_stand_still_stop_no_other(self, broker: Broker) -> None:
+        """Half are with a consumer, half in a pause; then their consumers go on."""
+        await subscribe(broker, ordered=True, ack_deadline_s=600)
+        still = 1500
+        for start in range(0, still, 500):
+            keys = range(start, start + 500)
+            await broker.publish("jobs", [Message(b"%d" % key, ordering_key=f"s{key}") for key in keys])
+        held: dict[str, str] = {}
+        async with asyncio.timeout(120):
+            while len(held) < still:
+                deliveries = await pull(broker, count=1000, wait_s=60)
+                held.update({delivery.data.decode(): delivery.ack_id for delivery in deliveries})
+                paused = [Refusal(d.ack_id, "later", delay_s=600) for d in deliveries if int(d.data) % 2]
+                assert await broker.nack("work", paused) == []
+            await publish(broker, "flows", ordering_key="other")
+            (other,) = await pull(broker, wait_s=60)
+        assert (other.data, await broker.acknowledge("work", [other.ack_id])) == (b"flows", [])
+        stats = await broker.stats("work")
+        assert (stats.ready, stats.leased, stats.delayed) == (0, still // 2, still // 2)
+        await publish(broker, "next", ordering_key="s0")
+        assert await broker.acknowledge("work", [held["0"]]) == []
+        assert await broker.extend("work", [(held["2"], 0)]) == []
+        again = await pull(broker, count=1, wait_s=60)
+        again += await pull(broker, count=1, wait_s=60)
+        assert sorted((d.data, d.message.ordering_key) for d in again) == [(b"2", "s2"), (b"next", "s0")]
+
     async def test_a_filter_lets_through_what_it_names(self, broker: Broker) -> None:
         await subscribe(broker, filter='attributes.kind = "a" OR hasPrefix(attributes.kind, "b")')
         for kind in ("a", "bc", "c"):

@@ -24,6 +24,7 @@ class World:
     def __init__(self, seed: int, *, room: int) -> None:
         self.choice = random.Random(seed)
         self.room = room
+        self.working = True
         self.queue: list[Carried] = []
         self.out: dict[int, Carried] = {}
         self.rows: dict[str, list[tuple[int, Carried]]] = defaultdict(list)
@@ -46,6 +47,7 @@ class World:
         now = time.time()
         for delivery in self.holding.lease(WORK, self.choice.randint(1, 20), 10**9, now):
             self.leased.append(delivery.ack_id)
+            assert delivery.message.message_id.endswith(f"-{delivery.data.decode()}")
 
     def acknowledge(self) -> None:
         self.choice.shuffle(self.leased)
@@ -56,7 +58,7 @@ class World:
             self.rows[key] = [row for row in self.rows[key] if row[0] != held.position]
             self.tell(held)
             self.holding.release(held, now)
-            self.done[key].append(int(held.carried.stored.data))
+            self.done[key].append(int(held.carried.stored.message_id.rpartition("-")[2]))
 
     def tell(self, held: Held) -> None:
         self.out.pop(held.tag - 1, None)
@@ -72,7 +74,7 @@ class World:
         for held in batch:
             key = held.carried.stored.ordering_key
             self.rows[key].append((held.position, held.carried))
-        if self.choice.random() < 0.3:
+        if self.working and self.choice.random() < 0.3:
             self.acknowledge()  # while the transaction is being made
         self.holding.written(batch)
         for held in batch:
@@ -82,9 +84,21 @@ class World:
             self.rows[key] = [row for row in self.rows[key] if row[0] != held.position]
         self.holding.leftover.clear()
 
+    def fail(self) -> None:
+        """A consumer gives a message back."""
+        if self.leased:
+            now = time.time()
+            held = self.holding.take(self.leased.pop(self.choice.randrange(len(self.leased))), now)
+            assert held is not None
+            self.holding.make_ready(held, now)
+
     def read(self) -> None:
-        for key in sorted(self.holding.hungry):
-            after, limit = self.holding.last_of(key), self.choice.randint(2, 15)
+        for held in self.holding.wanting(self.choice.randint(1, 15)):
+            rows = self.rows[held.carried.stored.ordering_key]
+            (carried,) = [carried for position, carried in rows if position == held.position]
+            self.holding.filled(held, carried, time.time())
+        lines, limit = self.holding.hungry(self.choice.randint(1, 15))
+        for key, after in lines.items():
             rows = sorted((row for row in self.rows[key] if row[0] > after), key=lambda row: row[0])[:limit]
             found = [Held(c, next(self.numbers), 0, position=position) for position, c in rows]
             self.holding.refill(key, found, time.time(), complete=len(rows) < limit)
@@ -113,7 +127,8 @@ def test_each_key_is_handed_out_once_and_in_order_wherever_its_line_is(seed: int
         if number < others:
             for cold in range(10):
                 world.publish(f"cold{cold}", number)
-    steps = (world.arrive, world.lease, world.acknowledge, world.set_aside, world.write, world.read)
+    some = (world.arrive, world.lease, world.acknowledge, world.fail, world.set_aside, world.write)
+    steps = (*some, world.read)
     total = 2 * hot + 10 * others
     for _ in range(100_000):
         world.choice.choice(steps)()
@@ -146,3 +161,45 @@ def test_a_line_that_does_not_move_leaves_the_window_to_the_others() -> None:
     assert not world.done["hot"]
     assert world.holding.counts() == (999, 1, 0)
     assert world.holding.parked == 1000
+
+
+def test_keys_that_stand_still_leave_the_window_and_little_in_memory() -> None:
+    world, still = World(1, room=40), 1000
+    world.working = False
+    for key in range(still):
+        world.publish(f"still{key}", key)
+    for _ in range(1000):
+        for step in (world.arrive, world.lease, world.set_aside, world.write, world.read):
+            step()
+    assert world.holding.counts() == (0, still, 0)
+    assert sum(bool(held.carried.stored.data) for held in world.holding.entries()) <= world.room
+
+    while world.leased:
+        world.fail()
+    again: set[str] = set()
+    while world.holding.counts()[0]:
+        world.read()
+        deliveries = world.holding.lease(WORK, 20, 10**9, time.time())
+        again.update(f"still{delivery.data.decode()}" for delivery in deliveries)
+    assert again == {f"still{key}" for key in range(still)}
+
+
+def test_many_long_lines_keep_little_in_memory_and_their_order() -> None:
+    world, keys, each = World(2, room=40), 300, 20
+    world.working = False
+    for number in range(each):
+        for key in range(keys):
+            world.publish(f"k{key}", number)
+    for _ in range(2000):
+        for step in (world.arrive, world.lease, world.set_aside, world.write, world.read):
+            step()
+    assert world.holding.counts() == (keys * (each - 1), keys, 0)
+    assert world.holding.parked >= keys * each - world.room
+    assert len(world.holding.entries()) <= 3000
+    world.working = True
+    for _ in range(20_000):
+        for step in (world.acknowledge, world.arrive, world.lease, world.set_aside, world.write, world.read):
+            step()
+        if not any(world.holding.counts()):
+            break
+    assert world.done == {f"k{key}": list(range(each)) for key in range(keys)}

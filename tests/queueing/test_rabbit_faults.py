@@ -277,8 +277,8 @@ async def test_a_dead_letter_whose_acknowledgement_is_lost_is_dead_once(broker: 
     await publish(broker, "poison", "good")
     poison, _ = await pull(broker)
     window = broker._consuming._windows["work"]
-    held = window._session.holding._leases[poison.ack_id][0]
-    carried = held.carried
+    wanted = poison.message.message_id
+    (carried,) = [each for each in window.messages() if each.stored.message_id == wanted]
     # As when the process dies between the two: the dead letter is written, the acknowledgement is not sent.
     await broker.bury(window.subscription, carried, "bad")
     await broker._consuming.drop("work")

@@ -12,12 +12,13 @@ import pytest
 from services.queueing.domain import Message, Refusal
 from services.queueing.kept import Position
 from services.queueing.resources import Backoff, RetryPolicy, Topic
-from tests.contracts.broker_steps import bodies, pull, settled, subscribe
+from tests.contracts.broker_steps import bodies, dead, pull, settled, subscribe
 from tests.queueing.rabbit import rabbit_broker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from services.queueing.backends.rabbit import RabbitBroker
     from tests.servers.rabbitmq import RabbitServer
@@ -142,6 +143,71 @@ async def test_a_line_goes_with_what_the_subscription_holds(broker: RabbitBroker
     assert bodies(await pull(broker, wait_s=30)) == ["1000"]
     await broker._consuming.drop("work")
     assert bodies(await pull(broker, wait_s=30)) == ["1000"]
+
+
+async def still(broker: RabbitBroker, count: int) -> dict[str, str]:
+    """So many keys stand still, with two messages each; leases of the first ones."""
+    for number in range(2):
+        for start in range(0, count, 100):
+            keys = range(start, start + 100)
+            await broker.publish("jobs", [Message(b"%d" % number, ordering_key=f"{key}") for key in keys])
+    held: dict[str, str] = {}
+    async with asyncio.timeout(PATIENCE_S):
+        while len(held) < count:
+            deliveries = await pull(broker, wait_s=30)
+            held.update({delivery.message.ordering_key: delivery.ack_id for delivery in deliveries})
+    return held
+
+
+async def test_keys_that_stand_still_outlive_their_broker_each_in_order(
+    broker: RabbitBroker, opener: Opener
+) -> None:
+    count = 300
+    held = await still(broker, count)
+    assert (await broker.stats("work")).set_aside >= count - 40
+    some = sorted(held)[: count // 2]
+    assert await broker.acknowledge("work", [held[key] for key in some]) == []
+    await broker._consuming.drop("work")
+    done: dict[str, list[bytes]] = defaultdict(list)
+    async with opener() as other, asyncio.timeout(PATIENCE_S):
+        while sum(map(len, done.values())) < 2 * count - len(some):
+            for delivery in await pull(other, wait_s=30):
+                done[delivery.message.ordering_key].append(delivery.data)
+                assert await other.acknowledge("work", [delivery.ack_id]) == []
+        stats = await other.stats("work")
+        assert (stats.ready, stats.leased, stats.set_aside) == (0, 0, 0)
+    assert done == {key: [b"1"] if key in some else [b"0", b"1"] for key in held}
+
+
+async def test_a_message_set_aside_that_dies_is_whole(broker: RabbitBroker) -> None:
+    held = await still(broker, 100)
+    key = min(held)
+    await broker.nack("work", [Refusal(held[key], "bad", dead=True)])
+    (letter,) = await dead(broker, count=1)
+    assert (letter.message.data, letter.message.ordering_key) == (b"0", key)
+    (delivery,) = await pull(broker, wait_s=30)
+    assert (delivery.message.ordering_key, delivery.data) == (key, b"1")
+
+
+async def test_more_than_may_be_set_aside_waits_and_is_told(
+    rabbitmq: RabbitServer, rabbitmq_vhost: str, tmp_path: Path
+) -> None:
+    url = rabbitmq.url(rabbitmq_vhost)
+    async with rabbit_broker(url, tmp_path / "few", ordered_window=40, max_set_aside=50) as broker:
+        await broker.create_topic(Topic("jobs"))
+        await subscribe(broker, ordered=True, ack_deadline_s=600)
+        held = list((await still(broker, 20)).values())
+        for key in range(200):
+            await publish_to(broker, f"more{key}", range(1))
+        async with asyncio.timeout(PATIENCE_S):
+            while (stats := await broker.stats("work")).set_aside < 50:
+                held += [delivery.ack_id for delivery in await pull(broker, wait_s=0.1)]
+        assert stats.set_aside == 50
+        assert await broker.acknowledge("work", held) == []
+        async with asyncio.timeout(PATIENCE_S):
+            while (await broker.stats("work")).ready:
+                for delivery in await pull(broker, wait_s=0.1):
+                    await broker.acknowledge("work", [delivery.ack_id])
 
 
 async def test_a_snapshot_has_the_line_in_order(broker: RabbitBroker) -> None:

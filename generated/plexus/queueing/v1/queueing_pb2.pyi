@@ -910,6 +910,7 @@ class Stats(_message.Message):
     DEAD_FIELD_NUMBER: _builtins.int
     OLDEST_TIME_FIELD_NUMBER: _builtins.int
     UNEXAMINED_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
     ready: _builtins.int
     """Ready to be delivered; at most, while `unexamined` is not 0."""
     leased: _builtins.int
@@ -922,6 +923,10 @@ class Stats(_message.Message):
     """How many of the ready ones wait in RabbitMQ and were not compared yet with the subscription's filter, or with the time that
     Seek set it to, so that some of them may never be delivered. Some hundreds that pass are compared ahead. Always 0 with
     neither, and on SQLite.
+    """
+    set_aside: _builtins.int
+    """How many of those that are ready, leased or delayed are in the service's database instead of RabbitMQ, since their ordering
+    keys stand still: at most `queueing.max_set_aside`, beyond which such keys stop others. Always 0 on SQLite.
     """
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
@@ -936,10 +941,11 @@ class Stats(_message.Message):
         dead: _builtins.int = ...,
         oldest_time: _timestamp_pb2.Timestamp | None = ...,
         unexamined: _builtins.int = ...,
+        set_aside: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_time", b"oldest_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead", b"dead", "delayed", b"delayed", "leased", b"leased", "oldest_time", b"oldest_time", "ready", b"ready", "unexamined", b"unexamined"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead", b"dead", "delayed", b"delayed", "leased", b"leased", "oldest_time", b"oldest_time", "ready", b"ready", "set_aside", b"set_aside", "unexamined", b"unexamined"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

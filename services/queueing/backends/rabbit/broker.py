@@ -41,7 +41,7 @@ from services.runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -75,6 +75,7 @@ class RabbitBroker:
         settle_s: float = 1.0,
         used: Callable[[str], None] | None = None,
         ordered_window: int = 1000,
+        max_set_aside: int = 100_000,
     ) -> None:
         """Set it up; connections are made when needed.
 
@@ -89,6 +90,8 @@ class RabbitBroker:
                 twice a second which queues there are.
             used: Told the name of each subscription that is used.
             ordered_window: Messages of an ordered subscription that RabbitMQ delivers ahead.
+            max_set_aside: Messages of an ordered subscription that wait in the database instead, since their
+                keys stand still.
         """
         self._used = used or (lambda _name: None)
         hold_s = publish_deadline_s + _MARGIN_S
@@ -103,7 +106,13 @@ class RabbitBroker:
         self._queues = Queues(self._receiving, self._publisher)
         leases = Leases(database, ttl_s=_LEASE_S)
         self._consuming = Consuming(
-            self._state, self._receiving, self._publisher, self, leases, ordered_window
+            self._state,
+            self._receiving,
+            self._publisher,
+            self,
+            leases,
+            ordered_window=ordered_window,
+            max_set_aside=max_set_aside,
         )
         self._outgoing = Outgoing(
             self._state,
@@ -278,9 +287,15 @@ class RabbitBroker:
         """See Settling."""
         return await self._state.lines(subscription.name)
 
-    async def parked(self, subscription: Subscription, key: str, *, after: int, limit: int) -> list[Parked]:
+    async def parked(
+        self, subscription: Subscription, lines: Mapping[str, int], *, limit: int
+    ) -> dict[str, list[Parked]]:
         """See Settling."""
-        return await self._state.parked(subscription.name, key, after=after, limit=limit)
+        return await self._state.parked(subscription.name, lines, limit=limit)
+
+    async def recall(self, subscription: Subscription, arrived: Sequence[Carried]) -> list[Carried | None]:
+        """See Settling."""
+        return await self._state.recall(subscription.name, arrived)
 
     async def pull(
         self, subscription: str, *, max_messages: int, max_bytes: int, wait_s: float
@@ -333,7 +348,10 @@ class RabbitBroker:
         dead = (await self._state.dead_letter_stats(subscription)).total
         # The window drops what is not for the subscription; the queues have what it has not come to.
         unexamined = ready if found.filter or found.sought else 0
-        return Stats(ready + here, leased, delayed + waiting, dead, unexamined=unexamined)
+        set_aside = await self._state.set_aside(subscription) if found.ordered else 0
+        return Stats(
+            ready + here, leased, delayed + waiting, dead, unexamined=unexamined, set_aside=set_aside
+        )
 
     async def levels(self, *, limit: int) -> Levels:
         """See Broker; no window is opened for it."""

@@ -64,7 +64,9 @@ class Consuming:
         publisher: Publisher,
         settling: Settling,
         leases: Leases,
+        *,
         ordered_window: int,
+        max_set_aside: int,
     ) -> None:
         """Set it up.
 
@@ -75,8 +77,10 @@ class Consuming:
             settling: Where messages go that are not acknowledged.
             leases: Of replicas that share the state.
             ordered_window: Messages of an ordered subscription that RabbitMQ delivers ahead.
+            max_set_aside: Messages of it that may wait in the state, since their keys stand still.
         """
         self._ordered_window = ordered_window
+        self._max_set_aside = max_set_aside
         self._state = state
         self._link = link
         self._settling = settling
@@ -121,6 +125,7 @@ class Consuming:
                         self._settling,
                         shared=self._state.shared,
                         room=self._ordered_window,
+                        most=self._max_set_aside,
                         address=lambda: self._peers.address,
                     )
                     window.open()

@@ -12,17 +12,21 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from services.queueing.backends.rabbit.held import Rest
+from services.queueing.backends.rabbit.lent import Lent
 from services.queueing.domain import Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from services.queueing.backends.rabbit.held import Held, Identity
+    from services.queueing.backends.rabbit.wire import Carried
     from services.queueing.resources import Subscription
 
 _FAR_S = 3600.0
-KEPT = 50
-"""Of a line that is in the state, messages that stay here too."""
+_KEPT = 50
+"""Of a line that is in the state, at most so many messages are here too."""
+_NEAR = 1000
+"""Of lines in the state, about so many messages are here that may be handed out, now or after others."""
 
 
 class Holding:
@@ -33,7 +37,7 @@ class Holding:
         self._ordered = ordered
         self._ready: list[tuple[int, int, Held]] = []
         self._waiting: list[tuple[float, int, Held]] = []
-        self._leases: dict[str, tuple[Held, float]] = {}
+        self._lent = Lent()
         self._keys: dict[str, deque[Held]] = {}
         self._behind = 0
         self._mortal = 0
@@ -41,7 +45,8 @@ class Holding:
         self.awaited: dict[str, int] = {}
         self.checking = 0
         self.aside: dict[str, Rest] = {}
-        self.hungry: set[str] = set()
+        self._hungry: dict[str, None] = {}
+        self._wanting: dict[int, Held] = {}
         self.leftover: list[Held] = []
         self.parked = 0
         self._unwritten: deque[Held] = deque()
@@ -51,7 +56,8 @@ class Holding:
     def counts(self) -> tuple[int, int, int]:
         """Ready, leased, waiting for their time."""
         aside = self._outside + sum(rest.unread for rest in self.aside.values())
-        return len(self._ready) + self._behind + aside, len(self._leases), len(self._waiting)
+        ready = len(self._ready) + len(self._wanting) + self._behind + aside
+        return ready, len(self._lent), len(self._waiting)
 
     # What comes in.
 
@@ -85,6 +91,10 @@ class Holding:
         if held.not_before > now:
             heapq.heappush(self._waiting, (held.not_before, held.number, held))
             return
+        if held.thin:
+            self._wanting[held.number] = held
+            return
+        held.ready = True
         level = 0 if self._ordered else -int(held.carried.stored.priority)
         heapq.heappush(self._ready, (level, held.number, held))
         self._mortal += bool(held.carried.expires)
@@ -118,8 +128,10 @@ class Holding:
             self._mortal -= bool(held.carried.expires)
             total += size
             token = f"{prefix}{uuid.uuid4().hex}"
-            self._leases[token] = (held, until)
+            self.lend(token, held, until)
             deliveries.append(Delivery(token, held.carried.stored, held.carried.attempts + 1))
+            held.ready, held.since = False, now
+            held.lighten()
         for item in outlived:
             heapq.heappush(self._ready, item)
         return deliveries
@@ -134,15 +146,11 @@ class Holding:
 
     def take(self, token: str, now: float) -> Held | None:
         """End a lease; none if it has ended."""
-        held, until = self._leases.get(token, (None, 0.0))
-        if held is None or until <= now:
-            return None
-        del self._leases[token]
-        return held
+        return self._lent.take(token, now)
 
     def lend(self, token: str, held: Held, until: float) -> None:
         """Begin a lease, or set when it ends."""
-        self._leases[token] = (held, until)
+        self._lent.lend(token, held, until)
 
     def release(self, held: Held, now: float) -> bool:
         """Be done with a message; whether another of its key may go out now."""
@@ -167,26 +175,45 @@ class Holding:
     # Lines that are in the state.
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing may be handed out."""
+        return not self._ready
+
+    @property
     def busy(self) -> bool:
         """Whether there is something to write or to read."""
-        return bool(self.hungry or self.leftover or self._unwritten)
+        return bool(self.leftover or self._unwritten or (self._has_room and (self._hungry or self._wanting)))
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether what the state has may be read: not while much waits here for consumers."""
+        return len(self._ready) < _NEAR
+
+    @property
+    def _kept(self) -> int:
+        """Of a line in the state, how many messages may be here: the fewer, the more lines there are."""
+        return max(1, min(_KEPT, _NEAR // max(1, len(self.aside))))
 
     def resume(self, counts: Mapping[str, int], last: int) -> None:
         """Begin with lines that are in the state already: how long each one is, and the last position."""
         self.aside = {key: Rest(unread=count) for key, count in counts.items()}
-        self.hungry.update(self.aside)
+        self._hungry.update(dict.fromkeys(self.aside))
         self.parked, self._position = sum(counts.values()), last
 
     def crowding(self, before: float, count: int) -> list[str]:
-        """Keys of the longest lines that have waited since before a time, with so many messages together."""
-        lines = sorted(
-            (
-                (len(line), key)
-                for key, line in self._keys.items()
-                if len(line) > 1 and key not in self.aside and line[1].since <= before
-            ),
-            reverse=True,
-        )
+        """Keys that have stood still since before a time, the longest lines first, with so many messages.
+
+        Of such a key the first message is with a consumer, or in a pause, or others wait behind it.
+        """
+        lines = []
+        for key, line in self._keys.items():
+            first = line[0]
+            # Of what is no line in the state, the state has the first message at most.
+            length = len(line) - bool(first.position)
+            last = line[1] if len(line) > 1 else first
+            if length and key not in self.aside and not last.ready and last.since <= before:
+                lines.append((length, key))
+        lines.sort(reverse=True)
         total, keys = 0, []
         for length, key in lines:
             if total >= count:
@@ -235,6 +262,8 @@ class Holding:
                 self._outside -= 1
                 rest.unread += 1
                 self.present.discard(held.identity)
+            elif not held.ready and self._keys[key][0] is held:
+                held.lighten()
         for key in keys:
             self._shorten(key)
             self._consider(key)
@@ -242,7 +271,8 @@ class Holding:
     def _shorten(self, key: str) -> None:
         """Forget the end of a line that the state has."""
         line = self._keys.get(key)
-        while line and len(line) > KEPT and line[-1].kept:
+        kept = self._kept
+        while line and len(line) > kept and line[-1].kept:
             held = line.pop()
             self._behind -= 1
             self.present.discard(held.identity)
@@ -252,12 +282,33 @@ class Holding:
     def _consider(self, key: str) -> None:
         """Ask for more of a line that has become short; one that has no more is as others again."""
         rest, length = self.aside[key], len(self._keys.get(key, ()))
-        if rest.unread and length <= KEPT // 2:
-            self.hungry.add(key)
+        if rest.unread and length <= self._kept // 2:
+            self._hungry[key] = None
         elif not rest.unread and not rest.unwritten and length <= 1:
             del self.aside[key]
 
-    def last_of(self, key: str) -> int:
+    def hungry(self, count: int) -> tuple[dict[str, int], int]:
+        """What is to be read next: after which position of which lines, and how many messages of each."""
+        if not self._has_room:
+            return {}, 0
+        some = itertools.islice(self._hungry, count)
+        return {key: self._last_of(key) for key in some}, max(1, self._kept // 2)
+
+    def wanting(self, count: int) -> list[Held]:
+        """Messages that may be handed out as soon as their content has been read."""
+        return list(itertools.islice(self._wanting.values(), count if self._has_room else 0))
+
+    def filled(self, held: Held, kept: Carried | None, now: float) -> None:
+        """The content has been read; a message that the state has no more is over."""
+        if self._wanting.pop(held.number, None) is None:
+            return
+        if kept is None:
+            self.release(held, now)
+            return
+        held.fill(kept)
+        self.make_ready(held, now)
+
+    def _last_of(self, key: str) -> int:
         """Position of the last message of a line that is here."""
         line = self._keys.get(key)
         return max(self.aside[key].last, line[-1].position) if line else self.aside[key].last
@@ -269,7 +320,7 @@ class Holding:
 
         Those with the numbers `past` are over.
         """
-        self.hungry.discard(key)
+        self._hungry.pop(key, None)
         rest = self.aside[key]
         rest.unread = 0 if complete else max(0, rest.unread - len(found))
         for held in found:
@@ -288,8 +339,7 @@ class Holding:
 
     def ended(self, now: float) -> list[Held]:
         """Messages whose leases have ended; they are out of the holding's lists."""
-        tokens = [token for token, (_, until) in self._leases.items() if until <= now]
-        return [self._leases.pop(token)[0] for token in tokens]
+        return self._lent.ended(now)
 
     def outlived(self, now: float) -> list[Held]:
         """Messages that have waited too long with no consumer; they are out of the holding's lists."""
@@ -304,11 +354,11 @@ class Holding:
 
     def next_time(self, now: float) -> float:
         """When there is something to do."""
-        times = [until for _, until in self._leases.values()]
+        times = [self._lent.next_end(), now + _FAR_S]
         times += [self._waiting[0][0]] if self._waiting else []
         if self._mortal:
             times += [held.carried.expires for _, _, held in self._ready if held.carried.expires]
-        return min(times, default=now + _FAR_S)
+        return min(times)
 
     def entries(self) -> list[Held]:
         """Everything, in no order."""
@@ -316,7 +366,8 @@ class Holding:
             itertools.islice(line, 1, None) for line in self._keys.values()
         )
         entries = [held for _, _, held in (*self._ready, *self._waiting)]
-        entries += [held for held, _ in self._leases.values()]
+        entries += self._lent.entries()
+        entries += self._wanting.values()
         entries += behind
         entries += [held for held in self._unwritten if held.outside]
         return entries
@@ -330,9 +381,8 @@ class Holding:
         heapq.heapify(self._ready)
         heapq.heapify(self._waiting)
         self._mortal = sum(bool(held.carried.expires) for _, _, held in self._ready)
-        self._leases = {
-            token: lease for token, lease in self._leases.items() if lease[0].number not in numbers
-        }
+        self._wanting = {number: held for number, held in self._wanting.items() if number not in numbers}
+        self._lent.remove(numbers)
         self.present.difference_update(held.identity for held in gone)
         for key, line in list(self._keys.items()):
             left = deque(held for held in line if held.number not in numbers)
@@ -364,9 +414,9 @@ class Holding:
     def clear(self) -> Sequence[Held]:
         """Forget everything, and give it."""
         entries = self.entries()
-        for collection in (self._ready, self._waiting, self._leases, self._keys, self.present, self.awaited):
+        for collection in (self._ready, self._waiting, self._lent, self._keys, self.present, self.awaited):
             collection.clear()
-        for lines in (self.aside, self.hungry, self.leftover, self._unwritten):
+        for lines in (self.aside, self._hungry, self._wanting, self.leftover, self._unwritten):
             lines.clear()
         self._behind = self._mortal = self._outside = self.parked = 0
         return entries

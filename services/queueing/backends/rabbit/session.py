@@ -55,8 +55,14 @@ class Settling(Protocol):
         """How many messages wait in the line of each key, and the last position of all."""
         ...
 
-    async def parked(self, subscription: Subscription, key: str, *, after: int, limit: int) -> list[Parked]:
-        """Messages of a key's line, in order, after a position."""
+    async def parked(
+        self, subscription: Subscription, lines: Mapping[str, int], *, limit: int
+    ) -> dict[str, list[Parked]]:
+        """Messages of keys' lines, in order, each line after a position."""
+        ...
+
+    async def recall(self, subscription: Subscription, arrived: Sequence[Carried]) -> list[Carried | None]:
+        """Messages of lines, given as they arrived; none for what is there no more."""
         ...
 
     async def declare(self, subscription: Subscription) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from services.queueing.backends.rabbit.alarm import Alarm
     from services.queueing.backends.rabbit.held import Held
     from services.queueing.backends.rabbit.session import Current, Session, Settling
+    from services.queueing.backends.rabbit.wire import Carried
     from services.queueing.domain import Refusal
 
 log = structlog.get_logger(__name__)
@@ -117,6 +118,8 @@ class Settlement:
             else:
                 holding.make_ready(held, now)
                 self._alarm.wake()
+        if holding.busy:
+            self._current.errands.set()
         return expired
 
     # What time says.
@@ -130,6 +133,8 @@ class Settlement:
         session, now = self._current.session, time.time()
         if session.holding.wake(now):
             self._alarm.wake()
+        if session.holding.busy:
+            self._current.errands.set()
         work = [self._fail(session, held, LEASE_EXPIRED, pause_s=0.0) for held in session.holding.ended(now)]
         work += [self._fail(session, held, TTL_EXPIRED, dead=True) for held in session.holding.outlived(now)]
         await self._all(work)
@@ -160,7 +165,7 @@ class Settlement:
             return
         try:
             if gone:
-                await self._settling.bury(subscription, failed, reason)
+                await self._bury(held, failed, reason)
                 GIVEN_UP.add(subscription.name)
             else:
                 await self._settling.defer(subscription, failed, now + pause)
@@ -178,8 +183,19 @@ class Settlement:
                     continue
             return
 
+    async def _bury(self, held: Held, failed: Carried, reason: str) -> None:
+        subscription = self._current.subscription
+        if held.thin:
+            (kept,) = await self._settling.recall(subscription, [held.as_arrived()])
+            if kept is None:
+                return  # it is over
+            failed = replace(failed, stored=kept.stored)
+        await self._settling.bury(subscription, failed, reason)
+
     def _return(self, session: Session, held: Held) -> None:
         session.holding.make_ready(held, time.time())
+        if session.holding.busy:
+            self._current.errands.set()
         self._alarm.plan(held.not_before)
         self._alarm.wake()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -240,8 +240,18 @@ class State(Protocol):
         """How many messages there are of each key, and the last position of all; those that are over go."""
         ...
 
-    async def parked(self, subscription: str, key: str, *, after: int, limit: int) -> list[Parked]:
-        """Messages of a key, in order, after a position."""
+    async def parked(
+        self, subscription: str, lines: Mapping[str, int], *, limit: int
+    ) -> dict[str, list[Parked]]:
+        """Messages of keys, in order, of each key so many after a position."""
+        ...
+
+    async def recall(self, subscription: str, arrived: Sequence[Carried]) -> list[Carried | None]:
+        """Messages in lines, given as they arrived; none for what is there no more."""
+        ...
+
+    async def set_aside(self, subscription: str) -> int:
+        """How many messages are in lines."""
         ...
 
     async def parked_messages(self, subscription: str, limit: int) -> list[Carried]:

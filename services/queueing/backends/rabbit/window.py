@@ -42,6 +42,7 @@ class Window:
         *,
         shared: bool = False,
         room: int = 1000,
+        most: int = 100_000,
         address: Callable[[], str] = str,
     ) -> None:
         """Set it up; nothing runs yet.
@@ -52,6 +53,7 @@ class Window:
             settling: Where messages go from here.
             shared: Whether other processes consume the same subscription.
             room: Messages of an ordered subscription that the broker delivers ahead.
+            most: Messages of it that may wait in the state, since their keys stand still.
             address: Of this process among them, which the ids of its leases begin with.
         """
         self.used = time.monotonic()
@@ -60,7 +62,7 @@ class Window:
         self._marks = itertools.count()
         self._current = Current(subscription, Session(ordered=subscription.ordered))
         self._alarm = Alarm()
-        self._aside = Aside(self._current, settling, self._alarm, room=room)
+        self._aside = Aside(self._current, settling, self._alarm, room=room, most=most)
         self._admission = Admission(self._current, settling, self._aside, self._alarm, shared=shared)
         self._settlement = Settlement(self._current, settling, self._alarm)
         self._intake = Intake(
@@ -171,7 +173,9 @@ class Window:
         prefix = f"{address}." if address else ""
         deliveries = self._session.holding.lease(self.subscription, max_messages, max_bytes, now, prefix)
         if deliveries:
-            self._alarm.plan(now + self.subscription.ack_deadline_s)
+            self._alarm.plan(min(now + self.subscription.ack_deadline_s, self._aside.next_time(now)))
+            if self._session.holding.busy:  # there is room for more
+                self._current.errands.set()
         return deliveries
 
     async def acknowledge(self, tokens: Sequence[str]) -> list[str]:
@@ -192,7 +196,7 @@ class Window:
         Raises:
             UnavailableError: The state cannot be reached; what was not done is done at the next call.
         """
-        self._aside.look()
+        self._aside.look(time.time())
         await self._settlement.settle()
 
     # What is counted.
@@ -214,8 +218,8 @@ class Window:
         )
 
     def messages(self) -> list[Carried]:
-        """Everything that is held, in the order in which it came."""
-        return [held.carried for held in sorted(self._session.holding.entries())]
+        """Everything that is held, in the order in which it came, but what only the state has whole."""
+        return [held.carried for held in sorted(self._session.holding.entries()) if not held.thin]
 
     async def change(self, subscription: Subscription) -> None:
         """Use other settings from now on, and be done with what Seek has passed over."""
@@ -223,7 +227,7 @@ class Window:
         if subscription.sought != before:
             async with self._aside.working():
                 session = self._session
-                past = session.holding.remove(lambda held: not held.carried.wanted(subscription), time.time())
+                past = session.holding.remove(lambda held: held.is_past(subscription), time.time())
                 await session.tell(past)
             self._current.errands.set()
             self._alarm.wake()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, exists, func, or_, select, text
+from sqlalchemy import bindparam, delete, exists, func, or_, select, text
 
 from services.queueing.backends.rabbit.state import Parked
 from services.queueing.backends.rabbit.store.deferred import columns
@@ -14,8 +14,9 @@ from services.queueing.backends.rabbit.store.tables import DEAD_LETTERS, FINISHE
 from services.queueing.backends.rabbit.wire import from_head
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from services.queueing.backends.rabbit.state import Guard
@@ -72,35 +73,59 @@ class Lines:
             rows = (await connection.execute(query)).all()
         return {json.loads(row[0]): row[1] for row in rows}, max((row[2] for row in rows), default=0)
 
-    async def read(self, subscription: str, key: str, *, after: int, limit: int) -> list[Parked]:
-        """Messages of a key, in order, after a position."""
+    async def count(self, subscription: str) -> int:
+        """How many messages there are."""
+        query = select(func.count()).where(PARKED.c.subscription == subscription)
+        async with self._database.reading() as connection:
+            return (await connection.execute(query)).scalar_one()
+
+    async def read(
+        self, subscription: str, lines: Mapping[str, int], *, limit: int
+    ) -> dict[str, list[Parked]]:
+        """Messages of keys, in order, of each key so many after a position."""
         query = (
             select(PARKED)
             .where(
                 PARKED.c.subscription == subscription,
-                PARKED.c.line == json.dumps(key),
-                PARKED.c.position > after,
+                PARKED.c.line == bindparam("of"),
+                PARKED.c.position > bindparam("after"),
             )
             .order_by(PARKED.c.position)
             .limit(limit)
         )
+        found = {}
         async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
-        return [
-            Parked(row.position, from_head(row.head, row.message_id, row.data), row.arrived) for row in rows
-        ]
+            # A statement each, by the index: one for all would look at the whole lines.
+            for key, after in lines.items():
+                rows = await connection.execute(query, {"of": json.dumps(key), "after": after})
+                found[key] = [Parked(row.position, _carried(row), row.arrived) for row in rows]
+        return found
+
+    async def recall(self, keys: Sequence[str]) -> list[Carried | None]:
+        """Messages, given as `finished_key`; none for what is there no more."""
+        found = {}
+        async with self._database.reading() as connection:
+            for start in range(0, len(keys), _ROWS):
+                query = select(PARKED).where(PARKED.c.key.in_(keys[start : start + _ROWS]))
+                for row in await connection.execute(query):
+                    found[row.key] = _carried(row)
+        return [found.get(key) for key in keys]
 
     async def messages(self, subscription: str, limit: int) -> list[Carried]:
         """Messages of all keys, in the order in which they came."""
         query = select(PARKED).where(PARKED.c.subscription == subscription)
         async with self._database.reading() as connection:
             rows = await connection.execute(query.order_by(PARKED.c.position).limit(limit))
-            return [from_head(row.head, row.message_id, row.data) for row in rows]
+            return [_carried(row) for row in rows]
 
     @staticmethod
     async def drop(connection: AsyncConnection, subscription: str) -> None:
         """Forget what is kept for a subscription."""
         await connection.execute(delete(PARKED).where(PARKED.c.subscription == subscription))
+
+
+def _carried(row: Row[Any]) -> Carried:
+    return from_head(row.head, row.message_id, row.data)
 
 
 def _row(subscription: str, entry: Parked) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from services.queueing.backends.rabbit.store.tables import SCHEMA
 from services.queueing.kept import Where
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -230,9 +230,19 @@ class SqlState:
         """See State."""
         return await self._lines.counts(subscription)
 
-    async def parked(self, subscription: str, key: str, *, after: int, limit: int) -> list[Parked]:
+    async def parked(
+        self, subscription: str, lines: Mapping[str, int], *, limit: int
+    ) -> dict[str, list[Parked]]:
         """See State."""
-        return await self._lines.read(subscription, key, after=after, limit=limit)
+        return await self._lines.read(subscription, lines, limit=limit)
+
+    async def recall(self, subscription: str, arrived: Sequence[Carried]) -> list[Carried | None]:
+        """See State."""
+        return await self._lines.recall([finished_key(subscription, carried) for carried in arrived])
+
+    async def set_aside(self, subscription: str) -> int:
+        """See State."""
+        return await self._lines.count(subscription)
 
     async def parked_messages(self, subscription: str, limit: int) -> list[Carried]:
         """See State."""
