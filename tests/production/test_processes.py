@@ -18,6 +18,7 @@ from services.mesh.trust.names import alternative_names
 from services.runtime.config import Settings
 from services.runtime.errors import PermissionDeniedError
 from tests.e2e.backend import eventually
+from tests.production.management import Management, methods
 from tests.production.plain import Production
 
 if TYPE_CHECKING:
@@ -121,6 +122,12 @@ def test_a_message_and_an_object_go_through_the_edge_and_a_killed_replica_stops_
     assert edge.get(path).content == b"kept"
     production.serve("queueing-a")
     production.wait_healthy()
+
+
+def test_every_method_of_queueing_is_called_over_rest(production: Production) -> None:
+    management = Management(production.edge("admin"))
+    management.run()
+    assert management.called == methods()
 
 
 def test_the_edge_speaks_tls_and_nothing_else(production: Production) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aio_pika
@@ -15,13 +13,7 @@ import pytest
 import plexus.client
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
-from services.queueing.backends.rabbit.topology import (
-    PERMISSION,
-    TOPICS,
-    definitions,
-    queue_name,
-    routing_key,
-)
+from services.queueing.backends.rabbit.topology import TOPICS, queue_name, routing_key
 from services.queueing.backends.rabbit.wire import encode, fresh
 from services.queueing.calls import Calls
 from services.queueing.domain import Message, Refusal
@@ -35,6 +27,7 @@ from tests.servers.rabbitmq import RabbitServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from services.queueing.backends.rabbit import RabbitBroker
     from services.queueing.domain import Delivery
@@ -339,30 +332,6 @@ async def test_a_message_of_a_stranger_does_not_stop_the_queue(
         while len(found) < 4:
             found += bodies(await pull(broker, wait_s=5))
     assert sorted(found) == ["ours", "raw", "raw", "raw"]
-
-
-def test_the_definitions_are_what_the_code_declares() -> None:
-    file = Path(__file__).resolve().parents[2] / "rabbitmq" / "definitions.json"
-    assert json.loads(file.read_text()) == definitions("plexus", "plexus")
-
-
-async def test_the_service_needs_no_more_rights_than_the_definitions_give(
-    server: RabbitServer, vhost: str, tmp_path: Path
-) -> None:
-    with server.http() as http:
-        http.put(f"/users/{vhost}", json={"password": "secret", "tags": ""}).raise_for_status()
-        rights = dict.fromkeys(("configure", "write", "read"), PERMISSION)
-        http.put(f"/permissions/{vhost}/{vhost}", json=rights).raise_for_status()
-    url = httpx.URL(server.url(vhost)).copy_with(username=vhost, password="secret")
-    async with rabbit_broker(str(url), tmp_path / "state.sqlite") as broker:
-        await broker.create_topic(Topic("jobs", log=True))
-        await subscribe(broker)
-        await broker.publish("jobs", [Message(b"a"), Message(b"b", delay_s=0.01)])
-        assert sorted(d.data for d in await everything(broker, 2)) == [b"a", b"b"]
-        await broker.delete_subscription("work")
-        await broker.delete_topic("jobs")
-    with server.http() as http:
-        http.delete(f"/users/{vhost}")
 
 
 async def test_wrong_credentials_are_told_as_an_unavailable_dependency(
