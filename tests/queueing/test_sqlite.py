@@ -11,7 +11,8 @@ import pytest
 
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.backends.sqlite.migrations import MIGRATIONS
-from services.queueing.kept import Position, Where
+from services.queueing.domain import Message, Refusal
+from services.queueing.kept import Events, Position, Redrive, Where
 from services.queueing.resources import Subscription, Topic
 from services.runtime.errors import FailedPreconditionError
 from tests.contracts.broker import BrokerContract
@@ -43,6 +44,28 @@ async def test_messages_leases_delays_and_dead_letters_survive_a_restart(tmp_pat
         assert (await broker.stats("work")).delayed == 1
         assert bodies(await pull(broker)) == ["waiting"]
         assert await broker.acknowledge("work", [delivery.ack_id]) == []
+
+
+async def test_others_publish_while_much_is_redriven_and_replayed(tmp_path: Path) -> None:
+    every = [str(number) for number in range(900)]
+    async with SqliteBroker(tmp_path / "queue.sqlite") as broker:
+        await broker.create_topic(Topic("jobs", log=True))
+        await broker.create_topic(Topic("other"))
+        await subscribe(broker)
+        await publish(broker, *every)
+        refusals = [Refusal(delivery.ack_id, dead=True) for delivery in await pull(broker, count=1000)]
+        await broker.nack("work", refusals)
+        for again in (broker.redrive("work", Where(), Redrive()), broker.replay("jobs", Events(), "work")):
+            task = asyncio.create_task(again)
+            while not task.done() and (await broker.stats("work")).ready == 0:  # noqa: ASYNC110 - asks a server
+                await asyncio.sleep(0)
+            await broker.publish("other", [Message(b"meanwhile")])
+            assert not task.done()
+            assert await task == len(every)
+            deliveries = await pull(broker, count=1000)
+            assert bodies(deliveries) == every
+            await broker.acknowledge("work", [delivery.ack_id for delivery in deliveries])
+        assert (await broker.stats("work")).dead == 0
 
 
 _PRODUCER = """

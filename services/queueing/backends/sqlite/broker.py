@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from services.queueing.backends.sqlite.catalogue import Catalogue
 from services.queueing.backends.sqlite.database import Database
-from services.queueing.backends.sqlite.dead_letters import DeadLetters
+from services.queueing.backends.sqlite.dead_letters import DeadLetters, Part
 from services.queueing.backends.sqlite.deliveries import Deliveries, count
 from services.queueing.backends.sqlite.events import EventLog, event
 from services.queueing.backends.sqlite.messages import Messages
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 _WAIT_BOUND_S = 60.0
 _REPLAY = 20
 """Events that are in memory at once."""
+_PARTS = 10
+"""Times so many are delivered again while all else waits."""
 
 
 class SqliteBroker:
@@ -292,7 +296,11 @@ class SqliteBroker:
     async def redrive(self, subscription: str, where: Where, how: Redrive) -> int:
         """See Broker."""
         self._used(subscription)
-        return await self._database.run(lambda: self._dead.redrive(subscription, where, how))
+        last = await self._database.run(lambda: self._dead.last(subscription))
+        part = Part(last, time.time())
+        while not part.ended:
+            part = await self._database.run(partial(self._dead.redrive, subscription, where, how, part))
+        return part.done
 
     async def purge(self, subscription: str, where: Where) -> int:
         """See Broker."""
@@ -310,18 +318,30 @@ class SqliteBroker:
     async def replay(self, topic: str, events: Events, subscription: str) -> int:
         """See Broker."""
         self._used(subscription)
-        return await self._database.run(lambda: self._replay(topic, events, subscription))
+        done, goes_on = 0, True
+        last = await self._database.run(lambda: self._events.last(topic))
+        while goes_on:  # a job for each part, so that others come in between
+            job = partial(self._replay, topic, events, subscription, _PARTS)
+            found, then = await self._database.run(job)
+            done += found
+            events = replace(events, from_sequence=then)
+            goes_on = 0 < then <= last
+        return done
 
-    def _replay(self, topic: str, events: Events, name: str) -> int:
+    def _replay(self, topic: str, events: Events, name: str, parts: int | None = None) -> tuple[int, int]:
+        """Deliver events again, or so many parts of them; gives how many, and where it goes on or 0."""
         subscription = self._catalogue.attached(name)
         now, done = time.time(), 0
-        while rows := self._events.rows(topic, events, _REPLAY):
+        for _ in itertools.count() if parts is None else range(parts):
+            rows = self._events.rows(topic, events, _REPLAY)
             for row in rows:
                 if subscription.wants(event(row).message.attributes):
                     self._messages.again(row[1:10], subscription, now)
                     done += 1
+            if len(rows) < _REPLAY:
+                return done, 0
             events = replace(events, from_sequence=rows[-1][0] + 1)
-        return done
+        return done, events.from_sequence
 
     async def seek(self, subscription: str, position: Position) -> None:
         """See Broker."""

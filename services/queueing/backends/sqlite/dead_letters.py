@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from services.queueing.backends.sqlite.batch import STORED
@@ -15,6 +15,28 @@ if TYPE_CHECKING:
     from services.queueing.backends.sqlite.catalogue import Catalogue
     from services.queueing.backends.sqlite.database import Database
     from services.queueing.resources import Subscription
+
+
+_PART = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How far a redrive has come.
+
+    Attributes:
+        last: Id of the last dead letter that was there at the beginning: what dies again is not moved again.
+        began: When, seconds since 1970.
+        after: Ids up to this are done.
+        done: Delivered again.
+        ended: Whether there is nothing more to do.
+    """
+
+    last: int
+    began: float
+    after: int = 0
+    done: int = 0
+    ended: bool = False
 
 
 class Resend(Protocol):
@@ -87,8 +109,16 @@ class DeadLetters:
         ).fetchone()
         return DeadLetterStats(total, reasons, oldest or 0.0, newest or 0.0)
 
-    def redrive(self, name: str, where: Where, how: Redrive) -> int:
-        """Deliver dead letters again."""
+    def last(self, name: str) -> int:
+        """The id of the newest dead letter; 0 without any."""
+        query = "SELECT coalesce(max(id), 0) FROM dead_letters WHERE subscription = ?"
+        return int(self._db.execute(query, (name,)).fetchone()[0])
+
+    def redrive(self, name: str, where: Where, how: Redrive, part: Part) -> Part:
+        """Deliver some dead letters again; gives what is next.
+
+        A part is a job of its own, so that others come in between.
+        """
         subscription = self._catalogue.attached(name)
         if how.topic and not self._catalogue.subscribers(how.topic):
             raise FailedPreconditionError(
@@ -98,16 +128,16 @@ class DeadLetters:
             )
         condition, values = _condition(name, where)
         numbers = self._db.execute(
-            f"SELECT id FROM dead_letters WHERE {condition} ORDER BY id",  # noqa: S608 - constants; values are bound
-            values,
+            f"SELECT id FROM dead_letters WHERE {condition} AND id > ? AND id <= ? ORDER BY id LIMIT ?",  # noqa: S608 - constants; values are bound
+            (*values, part.after, part.last, _PART),
         ).fetchall()
-        now, done = time.time(), 0
+        done = part.done
         for (number,) in numbers:  # one after the other: their contents may be more than fits into memory
             row = self._db.execute(
                 f"SELECT {STORED}, retry FROM dead_letters WHERE id = ?",  # noqa: S608 - constant
                 (number,),
             ).fetchone()
-            due = now + (done / how.per_second if how.per_second else 0.0)
+            due = part.began + (done / how.per_second if how.per_second else 0.0)
             if how.topic:
                 if not self._messages.forward(row, how.topic, {}, due):
                     continue  # no subscription's filter lets it through: it stays
@@ -115,7 +145,8 @@ class DeadLetters:
                 self._messages.again(row, subscription, due)
             self._db.execute("DELETE FROM dead_letters WHERE id = ?", (number,))
             done += 1
-        return done
+        ended = len(numbers) < _PART
+        return replace(part, after=part.last if ended else numbers[-1][0], done=done, ended=ended)
 
     def purge(self, name: str, where: Where) -> int:
         """Delete dead letters."""

@@ -75,6 +75,11 @@ class EventLog:
                 (topic.name, topic.name, topic.retention_bytes),
             )
 
+    def last(self, name: str) -> int:
+        """The last sequence of a log; 0 without any."""
+        query = "SELECT coalesce(max(sequence), 0) FROM events WHERE topic = ?"
+        return int(self._db.execute(query, (name,)).fetchone()[0])
+
     def rows(self, name: str, events: Events, limit: int) -> list[tuple[Any, ...]]:
         """Sequence, the columns of the message and its policy, oldest first.
 
