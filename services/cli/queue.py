@@ -116,6 +116,8 @@ class Queues:
         counts = {name: int(answer.get(name, 0)) for name in ("ready", "leased", "delayed", "dead")}
         if int(answer.get("unexamined", 0)):
             counts["unexamined"] = int(answer["unexamined"])
+        if unexamined := int(answer.get("unexamined", 0)):
+            counts["unexamined"] = unexamined
         return counts | {key: answer[key] for key in ("oldestTime",) if key in answer}
 
     # Messages.
@@ -180,6 +182,13 @@ class Queues:
     def dead_letter(self, subscription: str, identifier: str) -> dict[str, Any]:
         """One dead letter."""
         return self._api.call("GET", _path("subscriptions", subscription, "deadLetters", identifier))
+
+    def dead_letter_stats(self, subscription: str) -> dict[str, Any]:
+        """How many there are, when the first and the last died, and how many have which reason."""
+        answer = self._api.call("GET", _path("subscriptions", subscription, "deadLetterStats"))
+        reasons = {reason: int(count) for reason, count in answer.get("reasons", {}).items()}
+        times: dict[str, Any] = {key: answer[key] for key in ("oldestTime", "newestTime") if key in answer}
+        return {"total": int(answer.get("total", 0)), **times, "reasons": reasons}
 
     def redrive(self, subscription: str, chosen: dict[str, Any], topic: str, per_second: float) -> int:
         """Deliver dead letters again; how many."""

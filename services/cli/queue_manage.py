@@ -170,6 +170,20 @@ def dlq_get(
         print_json(readable(queues.dead_letter(subscription, identifier)))
 
 
+@dlq_app.command("stats")
+@asks_edge("admin")
+def dlq_stats(edge: Edge, subscription: SubscriptionArgument, *, as_json: JsonOption = False) -> None:
+    """Count dead letters by reason, the most frequent first."""
+    with edge.open(Queues) as queues:
+        found = queues.dead_letter_stats(subscription)
+    if as_json:
+        print_json(found)
+        return
+    from services.cli import queue_tables  # noqa: PLC0415 - rich is slow to import
+
+    queue_tables.dead_letter_stats(found)
+
+
 @dlq_app.command("redrive")
 @asks_edge("admin")
 def dlq_redrive(

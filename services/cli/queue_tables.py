@@ -112,6 +112,12 @@ def dead_letters(letters: Sequence[dict[str, Any]]) -> None:
     )
 
 
+def dead_letter_stats(found: dict[str, Any]) -> None:
+    """Print how many dead letters have which reason."""
+    ordered = sorted(found["reasons"].items(), key=lambda pair: (-pair[1], pair[0]))
+    show(("COUNT", "REASON"), [(count, reason) for reason, count in ordered])
+
+
 def line(message: dict[str, Any]) -> str:
     """A message of `tail`; for a terminal without what controls it."""
     text = "  ".join(filter(None, (time(message, "publishTime"), content(message), attributes(message))))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
 from services.cli.main import app
-from services.cli.queue import pairs, readable, span
-from services.cli.queue_tables import deliveries, line
+from services.cli.queue import Queues, pairs, readable, span
+from services.cli.queue_tables import dead_letter_stats, deliveries, line, stats
 from services.cli.worker import find_app
 from services.runtime.errors import InvalidArgumentError, NotFoundError, PlexusError
 
@@ -45,6 +45,32 @@ def test_options_are_read_or_refused() -> None:
         with pytest.raises(InvalidArgumentError, match="KEY=VALUE"):
             pairs([wrong], "--label")
     assert [span(seconds) for seconds in (0.0, 60.0, 0.25, 2592000.0)] == ["0s", "60s", "0.25s", "2592000s"]
+
+
+class _Api:
+    """Answers as the service does."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self._answers = answers
+
+    def call(self, _method: str, path: str, _body: object = None) -> Any:
+        return self._answers[path.rpartition("/")[2]]
+
+
+def test_counts_that_are_bounds_are_shown_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"ready": "7", "leased": "0", "delayed": "0", "dead": "0", "unexamined": "5"}
+    queues = Queues(_Api({"stats": counts}))  # type: ignore[arg-type]
+    stats([{"subscription": "s", "topic": "t", **queues.stats("s")}])
+    assert "≤ 7" in capsys.readouterr().out
+
+
+def test_reasons_are_counted_and_control_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    answer: dict[str, Any] = {"total": "4", "reasons": {"rare": "1", "of\x1b[2J ten": "3"}}
+    queues = Queues(_Api({"deadLetterStats": answer}))  # type: ignore[arg-type]
+    dead_letter_stats(queues.dead_letter_stats("s"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["3", "1"]
+    assert "\x1b" not in "".join(lines)
 
 
 def test_what_deletes_for_good_wants_a_yes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
