@@ -217,6 +217,23 @@ class KeepingContract:
         await publish(broker, "newer")
         assert await arriving(broker, count=2) == ["new", "newer"]
 
+    @pytest.mark.parametrize("ordered", [True, False])
+    async def test_what_a_seek_is_done_with_is_not_counted(self, broker: Broker, *, ordered: bool) -> None:
+        await subscribe(broker, ordered=ordered)
+        old, new = ([Message(b"", ordering_key=f"{n % 7}") for n in range(1000)] for _ in range(2))
+        for _ in range(3):
+            await broker.publish("jobs", old)
+        await broker.seek("work", Position(time=time.time()))
+        assert await settled(broker, ready=0)
+        assert (await broker.stats("work")).unexamined == 0
+        for _ in range(2):
+            await broker.publish("jobs", new)
+        assert await settled(broker, ready=2000)
+        async with asyncio.timeout(60):
+            while (await broker.stats("work")).unexamined:  # noqa: ASYNC110 - polls a server
+                await asyncio.sleep(0.02)
+        assert (await broker.stats("work")).ready == 2000
+
     async def test_what_is_delivered_again_after_a_seek_is_not_over(self, broker: Broker) -> None:
         await subscribe(broker)
         await publish(broker, "again")

@@ -203,3 +203,23 @@ def test_many_long_lines_keep_little_in_memory_and_their_order() -> None:
         if not any(world.holding.counts()):
             break
     assert world.done == {f"k{key}": list(range(each)) for key in range(keys)}
+
+
+def test_what_the_state_has_no_more_is_not_counted() -> None:
+    world = World(3, room=40)
+    world.working = False
+    for number in range(500):
+        for key in ("a", "b"):
+            world.publish(key, number)
+    for _ in range(300):
+        for step in (world.arrive, world.lease, world.set_aside, world.write, world.read):
+            step()
+    assert world.holding.counts() == (998, 2, 0)
+    parked = world.holding.parked
+    world.rows["a"] = [row for row in world.rows["a"] if row[0] <= world.rows["b"][-1][0] // 2]
+    kept = {key: [position for position, _ in rows] for key, rows in world.rows.items()}
+    world.holding.recount(kept)
+    gone = 500 - len(kept["a"])
+    assert gone > 100
+    assert world.holding.counts() == (998 - gone, 2, 0)
+    assert world.holding.parked == parked - gone

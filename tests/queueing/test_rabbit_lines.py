@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -177,6 +178,19 @@ async def test_keys_that_stand_still_outlive_their_broker_each_in_order(
         stats = await other.stats("work")
         assert (stats.ready, stats.leased, stats.set_aside) == (0, 0, 0)
     assert done == {key: [b"1"] if key in some else [b"0", b"1"] for key in held}
+
+
+async def test_lines_that_seek_has_passed_over_are_not_counted(broker: RabbitBroker) -> None:
+    held = await still(broker, 100)
+    await broker.seek("work", Position(time=time.time()))
+    assert await settled(broker, ready=0)
+    assert (await broker.stats("work")).unexamined == 0
+    async with asyncio.timeout(PATIENCE_S):
+        while (await broker.stats("work")).set_aside:  # noqa: ASYNC110 - polls a server
+            await asyncio.sleep(0.02)
+    assert len(await broker.acknowledge("work", list(held.values()))) == 100
+    await publish_to(broker, "0", range(7, 8))
+    assert bodies(await pull(broker, wait_s=30)) == ["7"]
 
 
 async def test_a_message_set_aside_that_dies_is_whole(broker: RabbitBroker) -> None:

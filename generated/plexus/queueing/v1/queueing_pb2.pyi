@@ -921,8 +921,8 @@ class Stats(_message.Message):
     """Given up."""
     unexamined: _builtins.int
     """How many of the ready ones wait in RabbitMQ and were not compared yet with the subscription's filter, or with the time that
-    Seek set it to, so that some of them may never be delivered. Some hundreds that pass are compared ahead. Always 0 with
-    neither, and on SQLite.
+    Seek set it to, so that some of them may never be delivered. Some hundreds that pass are compared ahead; after Seek all are
+    once one has come that was published after it. Always 0 with neither, and on SQLite.
     """
     set_aside: _builtins.int
     """How many of those that are ready, leased or delayed are in the service's database instead of RabbitMQ, since their ordering

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from services.queueing.backends.rabbit.held import Held, Identity
+from services.queueing.backends.rabbit.topology import level_of
 from services.queueing.backends.rabbit.wire import AGAIN, read
 from services.runtime.errors import PlexusError
 
@@ -71,6 +72,9 @@ class Admission:
             since=time.time(),
         )
         session.out += 1
+        session.entered[level_of(subscription, carried.stored.priority)] = max(
+            carried.stored.published, carried.made
+        )
         if not carried.expires and subscription.ttl_s:
             carried.expires = max(carried.stored.published, 1.0) + subscription.ttl_s
         carried.once = carried.once or subscription.exactly_once

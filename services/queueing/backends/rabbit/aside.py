@@ -56,6 +56,7 @@ class Aside:
         self._most = most
         self._looked = 0.0
         self._told = False
+        self._sought = current.subscription.sought
         self._current = current
         self._settling = settling
         self._alarm = alarm
@@ -74,6 +75,9 @@ class Aside:
         """
         if self._current.subscription.ordered:
             async with self._working:
+                self._sought = self._current.subscription.sought
+                if self._sought:
+                    await self._settling.pass_over(self._current.subscription)
                 counts, last = await self._settling.lines(self._current.subscription)
                 session.holding.resume(counts, last)
                 await self._read(session)
@@ -124,7 +128,12 @@ class Aside:
             wrote = await self._write(session)
             await self._read(session)
             if not wrote:
-                return
+                break
+        subscription, holding = self._current.subscription, session.holding
+        if subscription.sought != self._sought:
+            if holding.parked:
+                holding.recount(await self._settling.pass_over(subscription))
+            self._sought = subscription.sought
 
     async def _write(self, session: Session) -> bool:
         """Write some, and tell the broker; whether there was anything to do."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import structlog
 
 from services.queueing.backends.rabbit import retained
-from services.queueing.backends.rabbit.consuming import Consuming
+from services.queueing.backends.rabbit.consuming import Consuming, Counts
 from services.queueing.backends.rabbit.link import Link, end
 from services.queueing.backends.rabbit.logs import ALL, Logs, event
 from services.queueing.backends.rabbit.outgoing import Outgoing
@@ -54,6 +54,7 @@ _WAIT_BOUND_S = 60.0
 _MARGIN_S = 2.0
 _TIDY_S = 15.0
 _LEASE_S = 10.0
+_EXAMINE_S, _LOOK_S = 2.0, 0.1
 
 
 class RabbitBroker:
@@ -293,6 +294,10 @@ class RabbitBroker:
         """See Settling."""
         return await self._state.parked(subscription.name, lines, limit=limit)
 
+    async def pass_over(self, subscription: Subscription) -> dict[str, list[int]]:
+        """See Settling."""
+        return await self._state.pass_over_parked(subscription)
+
     async def recall(self, subscription: Subscription, arrived: Sequence[Carried]) -> list[Carried | None]:
         """See Settling."""
         return await self._state.recall(subscription.name, arrived)
@@ -342,16 +347,39 @@ class RabbitBroker:
     async def stats(self, subscription: str) -> Stats:
         """See Broker; without the oldest message's time, which RabbitMQ does not tell."""
         found = await self._settle(subscription)
-        ready = await self._queues.ready(found)
-        here, leased, waiting = await self._consuming.counts(subscription)
+        queued, held, unexamined = await self._counted(found)
         delayed = await self._state.deferred(subscription)
         dead = (await self._state.dead_letter_stats(subscription)).total
-        # The window drops what is not for the subscription; the queues have what it has not come to.
-        unexamined = ready if found.filter or found.sought else 0
         set_aside = await self._state.set_aside(subscription) if found.ordered else 0
         return Stats(
-            ready + here, leased, delayed + waiting, dead, unexamined=unexamined, set_aside=set_aside
+            queued + held.ready,
+            held.leased,
+            delayed + held.waiting,
+            dead,
+            unexamined=unexamined,
+            set_aside=set_aside,
         )
+
+    async def _counted(self, subscription: Subscription) -> tuple[int, Counts, int]:
+        """What waits in queues, what windows hold, and how much of the former may not be handed out.
+
+        Windows drop what their filter keeps away, or Seek has passed over; the queues have what no window has
+        come to. While what Seek has passed over grows less, this waits for a moment.
+        """
+        deadline, before = time.monotonic() + _EXAMINE_S, 0
+        while True:
+            queued = await self._queues.ready(subscription)
+            held = await self._consuming.counts(subscription.name)
+            total, unexamined = sum(queued.values()), 0
+            if subscription.filter:
+                unexamined = total
+            elif subscription.sought:
+                unexamined = sum(count for level, count in queued.items() if level not in held.past_seek)
+            stands = unexamined == before or subscription.filter or time.monotonic() > deadline
+            if not unexamined or stands:
+                return total, held, unexamined
+            before = unexamined
+            await asyncio.sleep(_LOOK_S)
 
     async def levels(self, *, limit: int) -> Levels:
         """See Broker; no window is opened for it."""

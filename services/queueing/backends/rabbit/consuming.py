@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -22,6 +23,7 @@ from services.queueing.backends.rabbit.streams import Streams
 from services.queueing.backends.rabbit.window import Window
 from services.queueing.backends.rabbit.wire import Carried, from_head, head
 from services.queueing.domain import Delivery, Refusal
+from services.queueing.resources import Priority
 from services.runtime.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -52,6 +54,23 @@ _FORWARD_BYTES = 4 * 1024 * 1024
 _RETRY_S = 0.1
 
 Say = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What windows hold of a subscription.
+
+    Attributes:
+        ready: May be handed out.
+        leased: With consumers.
+        waiting: For their time.
+        past_seek: Queues in which nothing waits any more that Seek has passed over.
+    """
+
+    ready: int
+    leased: int
+    waiting: int
+    past_seek: frozenset[Priority]
 
 
 class Consuming:
@@ -364,7 +383,8 @@ class Consuming:
             return {"expired": expired}
         window = self._windows.get(name)
         if what == "counts":
-            return {"counts": window.counts() if window is not None else (0, 0, 0)}
+            counts, past_seek = self._counts_here(name)
+            return {"counts": counts, "past_seek": [int(level) for level in past_seek]}
         if what in {"clear", "settle"}:
             if window is not None:
                 await (window.clear() if what == "clear" else window.settle())
@@ -425,14 +445,22 @@ class Consuming:
         await window.arrivals(_RETRY_S if self._others else ARRIVAL_S)
         await window.settle()
 
-    async def counts(self, name: str) -> tuple[int, int, int]:
-        """Ready, leased and waiting for their time, of all replicas that answer."""
+    def _counts_here(self, name: str) -> tuple[tuple[int, int, int], list[Priority]]:
         window = self._windows.get(name)
+        return ((0, 0, 0), []) if window is None else (window.counts(), window.past_seek())
+
+    async def counts(self, name: str) -> Counts:
+        """Of all replicas that answer."""
         answers = await self._ask_all({"what": "counts", "subscription": name})
-        counted: list[Iterable[int]] = [window.counts() if window is not None else (0, 0, 0)]
-        counted += [said["counts"] for said in answers if isinstance(said, dict) and "counts" in said]
+        here, past = self._counts_here(name)
+        counted: list[Iterable[int]] = [here]
+        past_seek = set(past)
+        for said in answers:
+            if isinstance(said, dict) and "counts" in said:
+                counted.append(said["counts"])
+                past_seek.update(map(Priority, said.get("past_seek", ())))
         ready, leased, waiting = (sum(column) for column in zip(*counted, strict=True))
-        return ready, leased, waiting
+        return Counts(ready, leased, waiting, frozenset(past_seek))
 
     def held(self, name: str, elsewhere: Stats) -> Stats:
         """What a subscription holds with what this replica has of it."""

@@ -200,6 +200,17 @@ class Holding:
         self._hungry.update(dict.fromkeys(self.aside))
         self.parked, self._position = sum(counts.values()), last
 
+    def recount(self, positions: Mapping[str, Sequence[int]]) -> None:
+        """Some messages that only the state had are over; the positions of those that it has now, by key."""
+        for key, rest in list(self.aside.items()):
+            last = self._last_of(key)
+            unread = sum(position > last for position in positions.get(key, ()))
+            self.parked -= rest.unread - unread
+            rest.unread = unread
+            if not unread:
+                self._hungry.pop(key, None)
+            self._consider(key)
+
     def crowding(self, before: float, count: int) -> list[str]:
         """Keys that have stood still since before a time, the longest lines first, with so many messages.
 

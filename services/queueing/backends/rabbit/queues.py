@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from services.queueing.backends.rabbit.link import Link
     from services.queueing.backends.rabbit.publisher import Publisher
-    from services.queueing.resources import Subscription
+    from services.queueing.resources import Priority, Subscription
 
 
 class Queues:
@@ -72,14 +72,14 @@ class Queues:
                     await queue.unbind(TOPICS, binding_key(subscription, level))
                 await queue.purge()
 
-    async def ready(self, subscription: Subscription) -> int:
+    async def ready(self, subscription: Subscription) -> dict[Priority, int]:
         """How many messages wait in the queues."""
         async with self._link.lent() as channel:
-            queues = [
-                await channel.get_queue(queue_name(subscription.name, level), ensure=True)
+            queues = {
+                level: await channel.get_queue(queue_name(subscription.name, level), ensure=True)
                 for level in levels(subscription)
-            ]
-            return sum(queue.declaration_result.message_count or 0 for queue in queues)
+            }
+            return {level: queue.declaration_result.message_count or 0 for level, queue in queues.items()}
 
     async def waiting(self, subscriptions: Sequence[Subscription]) -> dict[str, int]:
         """How many messages wait in the queues of each; none in those that are to be declared again."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from services.queueing.backends.rabbit.held import Held
     from services.queueing.backends.rabbit.state import Parked
     from services.queueing.backends.rabbit.wire import Carried
-    from services.queueing.resources import Subscription
+    from services.queueing.resources import Priority, Subscription
 
 
 class Settling(Protocol):
@@ -61,6 +61,10 @@ class Settling(Protocol):
         """Messages of keys' lines, in order, each line after a position."""
         ...
 
+    async def pass_over(self, subscription: Subscription) -> dict[str, list[int]]:
+        """Forget messages of lines that Seek has passed over; the positions of the others, by key."""
+        ...
+
     async def recall(self, subscription: Subscription, arrived: Sequence[Carried]) -> list[Carried | None]:
         """Messages of lines, given as they arrived; none for what is there no more."""
         ...
@@ -83,6 +87,8 @@ class Session:
         self.arrived = asyncio.Event()
         self.out = 0
         """Messages that the broker counts as out."""
+        self.entered: dict[Priority, float] = {}
+        """When the last message that came of each queue was put there, seconds since 1970."""
         self._acks = acks
 
     @property

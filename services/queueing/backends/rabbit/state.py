@@ -254,6 +254,10 @@ class State(Protocol):
         """How many messages are in lines."""
         ...
 
+    async def pass_over_parked(self, subscription: Subscription) -> dict[str, list[int]]:
+        """Forget messages that Seek has passed over; the positions of the others, by key."""
+        ...
+
     async def parked_messages(self, subscription: str, limit: int) -> list[Carried]:
         """Messages of all keys, in the order in which they came."""
         ...

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from services.queueing.backends.rabbit.session import Settling
     from services.queueing.backends.rabbit.wire import Carried
     from services.queueing.domain import Delivery, Refusal, Stats
-    from services.queueing.resources import Subscription
+    from services.queueing.resources import Priority, Subscription
 
 
 class Window:
@@ -204,6 +204,11 @@ class Window:
     def counts(self) -> tuple[int, int, int]:
         """Ready, leased, waiting for their time."""
         return self._session.holding.counts()
+
+    def past_seek(self) -> list[Priority]:
+        """Queues with nothing any more that Seek has passed over: what came last was put there after it."""
+        sought = max((at for _, at in self.subscription.sought), default=0.0)
+        return [level for level, entered in self._session.entered.items() if entered > sought]
 
     def added_to(self, elsewhere: Stats) -> Stats:
         """Counts with those of here; the oldest is of here, where the first of a queue are."""

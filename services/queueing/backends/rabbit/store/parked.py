@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from services.queueing.backends.rabbit.state import Guard
     from services.queueing.backends.rabbit.store.finished import Finished
     from services.queueing.backends.rabbit.wire import Carried
+    from services.queueing.resources import Subscription
     from services.queueing.state import Database
 
 _ROWS = 500
@@ -110,6 +111,27 @@ class Lines:
                 for row in await connection.execute(query):
                     found[row.key] = _carried(row)
         return [found.get(key) for key in keys]
+
+    async def pass_over(self, subscription: Subscription) -> dict[str, list[int]]:
+        """Forget what Seek has passed over; the positions of the others, by key."""
+        after, table = "", PARKED.c
+        left: dict[str, list[int]] = {}
+        columns = (table.key, table.line, table.position, table.message_id, table.head)
+        query = select(*columns).where(table.subscription == subscription.name).order_by(table.key)
+        while True:
+            async with self._database.transaction() as connection:
+                rows = (await connection.execute(query.where(table.key > after).limit(_ROWS))).all()
+                past = []
+                for row in rows:
+                    if from_head(row.head, row.message_id, b"").wanted(subscription):
+                        left.setdefault(json.loads(row.line), []).append(row.position)
+                    else:
+                        past.append(row.key)
+                if past:
+                    await connection.execute(delete(PARKED).where(table.key.in_(past)))
+            if len(rows) < _ROWS:
+                return left
+            after = rows[-1].key
 
     async def messages(self, subscription: str, limit: int) -> list[Carried]:
         """Messages of all keys, in the order in which they came."""

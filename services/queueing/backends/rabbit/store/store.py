@@ -244,6 +244,10 @@ class SqlState:
         """See State."""
         return await self._lines.count(subscription)
 
+    async def pass_over_parked(self, subscription: Subscription) -> dict[str, list[int]]:
+        """See State."""
+        return await self._lines.pass_over(subscription)
+
     async def parked_messages(self, subscription: str, limit: int) -> list[Carried]:
         """See State."""
         return await self._lines.messages(subscription, limit)
