@@ -164,6 +164,24 @@ class KeepingContract:
         assert await self._events(broker, Events(after=third.message.published)) == ["3", "4", "5"]
         assert await self._events(broker, Events(before=third.message.published)) == ["0", "1", "2"]
 
+    @pytest.mark.parametrize("later_s", [3600.0, 1e12, 9e18])
+    async def test_what_begins_behind_the_end_of_a_log_is_nothing(
+        self, broker: Broker, later_s: float
+    ) -> None:
+        await self._logged(broker)
+        await subscribe(broker, topic="audit")
+        (*_, last) = await broker.list_events("audit", Events(), limit=100)
+        behind = Events(from_sequence=min(last.sequence + int(later_s), 2**63 - 1))
+        assert await self._events(broker, behind) == []
+        assert await self._events(broker, Events(after=last.message.published + later_s)) == []
+        assert await broker.replay("audit", behind, "work") == 0
+        await broker.publish("audit", [Message(b"held")])
+        await broker.seek("work", Position(sequence=behind.from_sequence))
+        assert await settled(broker, ready=0)
+        await broker.publish("audit", [Message(b"held")])
+        await broker.seek("work", Position(time=time.time() + later_s))
+        assert await settled(broker, ready=0)
+
     async def test_events_are_replayed_to_one_subscription(self, broker: Broker) -> None:
         await self._logged(broker)
         for name in ("one", "two"):

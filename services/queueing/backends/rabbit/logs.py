@@ -18,7 +18,7 @@ from services.queueing.kept import Event, Events
 from services.runtime.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractIncomingMessage
+    from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
     from services.queueing.backends.rabbit.link import Link
     from services.queueing.backends.rabbit.publisher import Publisher
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PREFETCH = 500
 _READ_S = 60.0
+_CHUNK_S = 60.0
 
 
 class Logs:
@@ -85,21 +86,24 @@ class Logs:
                 reason="TOPIC_HAS_NO_LOG",
                 metadata={"topic": topic.name},
             )
-        marker = uuid.uuid4().hex
-        mark = Packet(b"", {MARKER: marker}, marker)
-        await self._publisher.publish(DIRECT, [(log_name(topic.name), mark)])
-        oldest = max(events.after, time.time() - topic.retention_s)
-        start: int | datetime = events.from_sequence
-        if not events.from_sequence:
-            # The broker's times are of its chunks: begin a little before.
-            start = datetime.fromtimestamp(max(0.0, oldest - 60.0), UTC)
-        reading = _Reading(marker, events, oldest, limit)
+        now = time.time()
+        oldest = max(events.after, now - topic.retention_s)
+        reading = _Reading(events, oldest, limit)
         channel = await self._link.channel()
         try:
             await channel.set_qos(prefetch_count=_PREFETCH)
             queue = await channel.get_queue(log_name(topic.name), ensure=False)
-            await queue.consume(reading.take, arguments={"x-stream-offset": start})
             async with asyncio.timeout(_READ_S):
+                if events.from_sequence > 0:
+                    end = await self._mark(topic, reading, queue)
+                    if end < events.from_sequence:
+                        return []  # what begins behind the end tells nothing, not even that
+                    start: int | datetime = events.from_sequence
+                else:
+                    await self._mark(topic, reading)
+                    # The broker's times are of its chunks: begin a little before, and before the marker.
+                    start = datetime.fromtimestamp(max(0.0, min(oldest, now) - _CHUNK_S), UTC)
+                await queue.consume(reading.take, arguments={"x-stream-offset": start})
                 await reading.done.wait()
         except ChannelNotFoundEntity:
             raise _gone(topic) from None
@@ -114,6 +118,26 @@ class Logs:
                 await channel.close()
         return reading.found[:limit]
 
+    async def _mark(self, topic: Topic, reading: _Reading, queue: AbstractQueue | None = None) -> int:
+        """Put the marker behind all that is there; gives its sequence if told the queue."""
+        mark = Packet(b"", {MARKER: reading.marker}, reading.marker)
+        to = log_name(topic.name)
+        if queue is None:
+            await self._publisher.publish(DIRECT, [(to, mark)])
+            return 0
+        end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def take(incoming: AbstractIncomingMessage) -> None:
+            if incoming.headers.get(MARKER) == reading.marker and not end.done():
+                end.set_result(int(str(incoming.headers["x-stream-offset"])))
+            await incoming.ack()
+
+        following = await queue.consume(take, arguments={"x-stream-offset": "next"})
+        await self._publisher.publish(DIRECT, [(to, mark)])
+        found = await end
+        await queue.cancel(following)
+        return found
+
 
 def _gone(topic: Topic) -> FailedPreconditionError:
     return FailedPreconditionError(
@@ -127,8 +151,8 @@ def _gone(topic: Topic) -> FailedPreconditionError:
 class _Reading:
     """One pass along a stream, up to a marker or a number of events."""
 
-    def __init__(self, marker: str, events: Events, oldest: float, limit: int) -> None:
-        self._marker = marker
+    def __init__(self, events: Events, oldest: float, limit: int) -> None:
+        self.marker = uuid.uuid4().hex
         self._events = events
         self._oldest = oldest
         self._limit = limit
@@ -144,7 +168,7 @@ class _Reading:
             carried, sequence = decode(incoming), int(str(headers["x-stream-offset"]))
             if sequence >= self._events.from_sequence and _wanted(carried, self._events, self._oldest):
                 self.found.append((sequence, carried))
-        if headers.get(MARKER) == self._marker or len(self.found) >= self._limit:
+        if headers.get(MARKER) == self.marker or len(self.found) >= self._limit:
             self.done.set()
         await incoming.ack()  # asks for more
 

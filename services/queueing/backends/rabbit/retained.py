@@ -85,8 +85,9 @@ async def restore(
     routed = await publisher.publish(DIRECT, [(stream, Packet(b"", {MARKER: marker}, marker))])
     if not all(routed):
         raise away(f"what {subscription.name!r} retains is being made")
-    oldest = max(published_from, time.time() - subscription.ttl_s)
-    start = datetime.fromtimestamp(max(0.0, oldest - _CHUNK_S), UTC)
+    now = time.time()
+    oldest = max(published_from, now - subscription.ttl_s)
+    start = datetime.fromtimestamp(max(0.0, min(oldest, now) - _CHUNK_S), UTC)
     async with (
         link.lent() as channel,
         aclosing(batches(channel, stream, until=marker, start=start)) as found,
