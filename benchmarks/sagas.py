@@ -163,7 +163,9 @@ async def measure(count: int, at_once: int, state: str, folder: Path) -> dict[st
                 request.input.update(INPUT)
                 await sagas.StartSaga(request)
                 state = None
-                async for answer in sagas.WatchSaga(sagas_pb2.WatchSagaRequest(saga=f"s{number}")):
+                async for answer in sagas.WatchSaga(
+                    sagas_pb2.WatchSagaRequest(saga=f"s{number}"), timeout=120
+                ):
                     state = answer.event.state if answer.HasField("event") else state
                 assert state == sagas_pb2.SAGA_STATE_SUCCEEDED, state
 

@@ -18,12 +18,15 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from sqlalchemy import insert
+
 from services.queueing.backends.sqlite import SqliteBroker
 from services.queueing.domain import Message
 from services.queueing.resources import Subscription, Topic
 from services.queueing.schedules.domain import Definition, Schedule
 from services.queueing.schedules.runner import Runner
 from services.queueing.schedules.store import ScheduleStore
+from services.queueing.schedules.tables import SCHEDULES, columns
 from services.queueing.schedules.timing import Cron, Timing
 from services.queueing.state import Database
 from services.runtime.config import TelemetryConfig
@@ -44,10 +47,12 @@ async def measure(count: int, state: str, folder: Path) -> dict[str, float]:
         now = datetime.now(UTC)
         due = (now + AHEAD).replace(microsecond=0)
         timing = Timing(Cron(f"{due.second} {due.minute} {due.hour} * * *", "UTC"))
+        rows = []
         for number in range(count):
             definition = Definition(timing, "jobs", Message(b"x" * 256, {"number": str(number)}))
-            schedule = Schedule(f"s{number}", f"u{number}", definition, now, now).from_now(now)
-            await store.create(schedule, most=count)
+            rows.append(columns(Schedule(f"s{number}", f"u{number}", definition, now, now).from_now(now)))
+        async with database.transaction() as connection:  # as store.create, in one go
+            await connection.execute(insert(SCHEDULES), rows)
         runner = Runner(
             broker, database, dedup_window_s=600, poll_s=5, clock=lambda: time.time() + ahead.total_seconds()
         )

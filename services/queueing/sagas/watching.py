@@ -165,6 +165,7 @@ async def watch(
                     for record in records:
                         yield record
                     watcher.seen, heard = records[-1].revision, loop.time()
+                    ended = records[-1].state.ended  # it may have ended in between
             if ended:
                 return
             if changes.stopping.is_set():

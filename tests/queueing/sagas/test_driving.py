@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import grpc.aio
@@ -12,10 +12,19 @@ from sqlalchemy import select
 from structlog.testing import capture_logs
 
 from plexus.queueing.v1 import sagas_pb2
+from services.queueing.sagas.contract import Change, Made
+from services.queueing.sagas.domain import Kind
+from services.queueing.sagas.machine import Cancel, Succeeded
+from services.queueing.sagas.store import DatabaseSagaStore
 from services.queueing.sagas.tables import SAGAS
-from services.queueing.sagas.watching import watch
+from services.queueing.sagas.watching import Changes, watch
 from tests.queueing.sagas.worker import Worker
 from tests.queueing.sagas.world import CHARGE, RESERVE, WITHIN_S, World, refused, rpc, told
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from services.queueing.sagas.domain import Record, Saga
 
 
 async def waiting_call(world: World) -> None:
@@ -76,6 +85,41 @@ async def test_a_watcher_sees_each_change_and_can_go_on_where_it_was(world: Worl
     assert len(again) == len(seen) + 1
     none = world.sagas.WatchSaga(sagas_pb2.WatchSagaRequest(saga="none")).read()
     assert await refused(none) == ("NOT_FOUND", "SAGA_NOT_FOUND")
+
+
+class _Between(DatabaseSagaStore):
+    """A store in which a saga ends between two reads of a watcher."""
+
+    async def get(self, saga_id: str) -> Saga:
+        saga = await super().get(saga_id)
+        if saga.attempt is not None:
+            await self.write([Change(saga_id, Succeeded(saga.attempt.call_id))])
+        return saga
+
+
+async def test_a_watcher_sees_the_end_however_it_falls_between_its_reads(world: World) -> None:
+    await world.define(RESERVE)
+    await world.start("s1")
+    async with asyncio.timeout(WITHIN_S):
+        seen = [record async for record in watch(_Between(world.database), Changes(), "s1", 0)]
+    assert seen[-1] is not None
+    assert seen[-1].kind is Kind.SUCCEEDED
+
+
+async def test_a_watcher_reads_again_what_others_wrote_in_between(world: World) -> None:
+    await world.define(RESERVE, CHARGE)
+    changes = Changes()
+    saga = await world.start("s1")
+    everything = await world.store.events("s1", limit=100)
+    changes.tell("s1", everything)
+    told = cast("AsyncGenerator[Record | None]", watch(world.store, changes, "s1", 0))
+    assert [await anext(told) for _ in everything] == everything
+    (made,) = await world.store.write([Change("s1", Cancel())])
+    assert isinstance(made, Made)
+    changes.compare(["s1"], await world.store.revisions(changes.watched()))
+    assert [await anext(told) for _ in made.records] == list(made.records)
+    await told.aclose()
+    assert made.saga.revision > saga.revision
 
 
 async def test_a_watcher_of_a_silent_saga_gets_signs_of_life_until_the_service_stops(world: World) -> None:
