@@ -20,7 +20,7 @@ from services.queueing.backends.rabbit.topology import snapshot_name
 from services.queueing.backends.rabbit.wire import fresh
 from services.queueing.domain import Message
 from services.queueing.kept import Events
-from services.queueing.resources import Topic
+from services.queueing.resources import Subscription, Topic
 from services.queueing.state import Database
 from services.runtime.errors import ResourceExhaustedError, UnimplementedError
 from tests.contracts.broker import BrokerContract
@@ -175,10 +175,41 @@ async def test_what_is_due_is_moved_by_one_replica(postgres: PostgresServer, sta
     states = [await open_state(stack, url) for _ in range(2)]
     await states[0].defer([Deferral("work", fresh("jobs", Message(b""), name, 0.0), 1.0) for name in "ab"])
     async with states[0].due(1) as first, states[1].due(9) as second:
-        moved = [entry.carried.stored.message_id for entry in (*first, *second)]
+        moved = [entry.message_id for entry in (*first, *second)]
         assert (len(first), sorted(moved)) == (1, ["a", "b"])
     async with states[1].due(9) as rest:
         assert rest == []
+
+
+async def test_what_is_in_hands_is_not_due_again(tmp_path: Path, stack: AsyncExitStack) -> None:
+    state = await open_state(stack, f"sqlite:///{tmp_path}/state.sqlite")
+    await state.defer([Deferral("work", fresh("jobs", Message(b""), name, 0.0), 1.0) for name in "abc"])
+    async with state.due(1) as first:
+        with pytest.raises(ZeroDivisionError):
+            async with state.due(1) as second:
+                raise ZeroDivisionError
+        async with state.due(9) as rest:
+            found = [[entry.message_id for entry in entries] for entries in (first, second, rest)]
+            assert found == [["a"], ["b"], ["b", "c"]]
+    async with state.due(9) as none:
+        assert none == []
+
+
+async def test_what_waited_for_a_deleted_subscription_is_not_of_the_next_of_its_name(
+    tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    state = await open_state(stack, f"sqlite:///{tmp_path}/state.sqlite")
+    await state.create_topic(Topic("jobs"))
+    carried, later = fresh("jobs", Message(b""), "id", 0.0), time.time() + 3600
+    for name in ("work", "other"):
+        await state.create_subscription(Subscription(name, "jobs"))
+        for _ in range(70):  # more than is dropped at once
+            await state.defer([Deferral(name, carried, later)] * 100)
+    await state.delete_subscription("work")
+    await state.create_subscription(Subscription("work", "jobs"))
+    await state.defer([Deferral("work", carried, later)])
+    await state.create_subscription(Subscription("work", "jobs"))
+    assert (await state.deferred("work"), await state.deferred("other")) == (1, 7000)
 
 
 async def test_a_topic_that_is_made_again_knows_no_ids(broker_of_jobs: RabbitBroker) -> None:

@@ -28,6 +28,7 @@ DEPENDENCY = "state"
 SQLITE = "sqlite:///"
 _SERVERS = ("postgresql://", "postgres://")
 _GRACE_S = 2.0
+_CACHE_KIB = 16 * 1024
 _LOST = (InterfaceError, OperationalError, OSError, asyncpg.InterfaceError)
 _DISK_FULL = "53100"
 _NOT_TEXT = "22021"
@@ -79,7 +80,9 @@ def sqlite_engine(url: str, *, wait_s: float, readers: int) -> AsyncEngine:
         connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does with connections of its own making
         try:
             await connection
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            # Debian's SQLite else writes zeros over every row that is deleted.
+            safe = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
+            for pragma in (*safe, "secure_delete = OFF", f"cache_size = -{_CACHE_KIB}"):
                 await connection.execute(f"PRAGMA {pragma}")
         except BaseException:
             connection.stop()  # without waiting for its thread: whoever wanted it may be cancelled

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-import uuid
-from dataclasses import replace
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import structlog
 
-from services.queueing.backends.rabbit.state import STREAM
+from services.queueing.backends.rabbit.state import STREAM, Due
 from services.queueing.backends.rabbit.store.deferred import copies
 from services.queueing.backends.rabbit.topology import (
     DIRECT,
@@ -21,7 +21,9 @@ from services.queueing.backends.rabbit.topology import (
     retained_name,
     routing_key,
 )
-from services.queueing.backends.rabbit.wire import encode, fresh
+from services.queueing.backends.rabbit.wire import HEADER, Packet, encode, fresh, head
+from services.queueing.identifiers import message_ids
+from services.queueing.resources import Priority
 from services.runtime.errors import NotFoundError, PlexusError, UnavailableError
 
 if TYPE_CHECKING:
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
     from services.queueing.backends.rabbit.publisher import Publisher
     from services.queueing.backends.rabbit.queues import Queues
     from services.queueing.backends.rabbit.state import Deferral, Route, State
-    from services.queueing.backends.rabbit.wire import Carried, Packet
+    from services.queueing.backends.rabbit.wire import Carried
     from services.queueing.domain import Message
     from services.queueing.resources import Subscription
 
 log = structlog.get_logger(__name__)
 
-_MOVE = 500
+_MOVE = 1000
 _RETRY_S = 0.5
 _ASK_S = 0.05
 _ALONE_S = 60.0
@@ -80,7 +82,7 @@ class Outgoing:
         if any(message.delay_s for message in messages):
             await self._state.fresh()
         route = await self._state.route(topic)
-        ids = [uuid.uuid4().hex for _ in messages]
+        ids = message_ids(len(messages))
         todo = list(range(len(messages)))
         deadline = time.monotonic() + self._hold_s * 2
         while todo:
@@ -194,25 +196,36 @@ class Outgoing:
 
     async def deliver(self, copied: Sequence[tuple[str, Carried]]) -> None:
         """Put messages into single subscriptions' queues or streams, unless those were deleted meanwhile."""
+        await self._enqueue(
+            [
+                Due(name, carried.stored.message_id, head(carried), carried.stored.data)
+                for name, carried in copied
+            ]
+        )
+
+    async def _enqueue(self, entries: Sequence[Due]) -> None:
         await self._state.fresh()
         outgoing: list[tuple[str, Packet]] = []
-        subscriptions: dict[str, Subscription] = {}
+        subscriptions: dict[str, Subscription | None] = {}
         streams, now = set(), time.time()
-        for name, carried in copied:
+        for entry in entries:
+            name, said = entry.subscription, entry.head
             if name.startswith(STREAM):
-                streams.add(name.removeprefix(STREAM))
-                outgoing.append((name.removeprefix(STREAM), encode(carried)))
-                continue
-            try:
-                subscription = subscriptions[name] = await self._state.subscription(name)
-            except NotFoundError:
-                continue
-            self._expect(name, [carried.stored.message_id])
-            if subscription.ttl_s and not carried.expires:
-                # Its time begins now, however long ago it was published.
-                carried = replace(carried, expires=now + subscription.ttl_s)  # noqa: PLW2901 - as it is sent
-            level = level_of(subscription, carried.stored.priority)
-            outgoing.append((queue_name(name, level), encode(carried)))
+                queue = name.removeprefix(STREAM)
+                streams.add(queue)
+            else:
+                if name not in subscriptions:
+                    subscriptions[name] = await self._present(name)
+                subscription = subscriptions[name]
+                if subscription is None:
+                    continue
+                self._expect(name, [entry.message_id])
+                fields = json.loads(said)
+                if subscription.ttl_s and not fields.get("expires"):
+                    # Its time begins now, however long ago it was published.
+                    said = json.dumps({**fields, "expires": now + subscription.ttl_s})
+                queue = queue_name(name, level_of(subscription, Priority(fields.get("priority", 0))))
+            outgoing.append((queue, Packet(entry.data, {HEADER: said}, entry.message_id)))
         routed = await self._publisher.publish(DIRECT, outgoing)
         returned = [
             entry
@@ -220,21 +233,38 @@ class Outgoing:
             if not there and entry[0] not in streams
         ]
         if returned:
-            for subscription in subscriptions.values():
+            for subscription in filter(None, subscriptions.values()):
                 await self._queues.declare(subscription)
             if not all(await self._publisher.publish(DIRECT, returned)):
                 raise _unroutable()
 
+    async def _present(self, name: str) -> Subscription | None:
+        try:
+            return await self._state.subscription(name)
+        except NotFoundError:
+            return None
+
     # What is due.
 
     async def move_due(self) -> None:
-        """Publish all messages whose time has come."""
+        """Publish all messages whose time has come; while some are forgotten, the next are published."""
         async with self._moving:
-            while True:
-                async with self._state.due(_MOVE) as due:
-                    await self.deliver([(entry.subscription, entry.carried) for entry in due])
-                if not due:
-                    return
+            forgetting: list[asyncio.Task[None]] = []
+            try:
+                while True:
+                    async with AsyncExitStack() as batch:
+                        due = await batch.enter_async_context(self._state.due(_MOVE))
+                        await self._enqueue(due)
+                        published = batch.pop_all()
+                    forgetting.append(asyncio.create_task(published.aclose()))
+                    if not due:
+                        break
+                    if len(forgetting) > 1:
+                        await forgetting.pop(0)
+            finally:
+                failures = await asyncio.gather(*forgetting, return_exceptions=True)
+            for failure in filter(None, failures):
+                raise failure
 
     async def run(self) -> None:
         """Publish messages whose time has come, for ever."""

@@ -52,6 +52,16 @@ class Deferral:
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    """A message whose time has come, for one subscription; `head` is as `wire.head` says it."""
+
+    subscription: str
+    message_id: str
+    head: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Parked:
     """A message of an ordered subscription that waits behind others of its key, outside RabbitMQ.
 
@@ -203,7 +213,7 @@ class State(Protocol):
         """Keep messages until their time."""
         ...
 
-    def due(self, limit: int) -> AbstractAsyncContextManager[list[Deferral]]:
+    def due(self, limit: int) -> AbstractAsyncContextManager[list[Due]]:
         """Messages whose time has come, which nobody else gets meanwhile.
 
         They are forgotten when the block ends, and kept when it raises or dies.

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from services.queueing.backends.sqlite.batch import PARKED, Batch
 from services.queueing.domain import Message, Stored
+from services.queueing.identifiers import message_ids
 from services.queueing.resources import Backoff, Priority, RetryPolicy
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ class Messages:
         log = self._catalogue.topic(topic) if self._events.keeps(topic) else None
         batch = self._batch()
         ids = []
-        for message in messages:
-            message_id = uuid.uuid4().hex
+        for message, message_id in zip(messages, message_ids(len(messages)), strict=True):
             before = self._seen(topic, message, message_id, now) if message.dedup_id else None
             if before is not None:
                 ids.append(before)

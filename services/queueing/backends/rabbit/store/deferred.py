@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, insert, select, text
 
-from services.queueing.backends.rabbit.state import STREAM, Deferral
+from services.queueing.backends.rabbit.state import STREAM, Deferral, Due
 from services.queueing.backends.rabbit.store.catalogue import Catalogue, subscribers
 from services.queueing.backends.rabbit.store.snapshots import keepers
-from services.queueing.backends.rabbit.store.tables import DEFERRED
+from services.queueing.backends.rabbit.store.tables import DEFERRED, SUBSCRIPTIONS
 from services.queueing.backends.rabbit.topology import log_name, retained_name
 from services.queueing.backends.rabbit.wire import Carried, again, from_head, head
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from sqlalchemy import Select
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from services.queueing.resources import Subscription
@@ -27,9 +26,11 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 16 * 1024 * 1024
 """Of messages that are moved at once."""
-
-
 _SOME = 1000
+_DROPPED = 5000
+"""Of one transaction, which others wait for."""
+_ORDER = (DEFERRED.c.due, DEFERRED.c.subscription, DEFERRED.c.id)
+"""Of one subscription, in order of time, then as they were kept."""
 
 
 class Deferred:
@@ -44,6 +45,7 @@ class Deferred:
         """
         self._database = database
         self._hold_s = hold_s
+        self._handed_out: set[int] = set()
 
     async def write(self, entries: Sequence[Deferral]) -> list[None]:
         """Keep messages."""
@@ -77,30 +79,37 @@ class Deferred:
         return True
 
     @asynccontextmanager
-    async def due(self, limit: int) -> AsyncIterator[list[Deferral]]:
+    async def due(self, limit: int) -> AsyncIterator[list[Due]]:
         """What is due, up to a bound of bytes but at least one, forgotten at the end of the block."""
         query = (
             select(DEFERRED.c.id, func.length(DEFERRED.c.data))
             .where(DEFERRED.c.due <= time.time())
-            .order_by(DEFERRED.c.due, DEFERRED.c.id)
-            .limit(limit)
+            .order_by(*_ORDER)
         )
         if not self._database.shared:
             # A transaction would keep all others waiting, and there is nobody to share with.
             async with self._database.reading() as connection:
-                rows = await _first(connection, query)
-            yield [_deferral(row) for row in rows]
-            if rows:
-                async with self._database.transaction() as connection:
-                    await _forget(connection, [row.id for row in rows])
+                found = (await connection.execute(query.limit(limit + len(self._handed_out)))).all()
+                free = [row for row in found if row[0] not in self._handed_out]
+                numbers = _bounded(free)
+                rows = await _read(connection, numbers)
+            self._handed_out.update(numbers)
+            try:
+                yield rows
+                if numbers:
+                    async with self._database.transaction() as connection:
+                        await _forget(connection, numbers)
+            finally:
+                self._handed_out.difference_update(numbers)
             return
         async with self._database.transaction() as connection:
             # The locks are gone with the process, at once if it dies, and after this time if it hangs.
             limit_ms = round(self._hold_s * 1000)
             await connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = {limit_ms}"))
-            rows = await _first(connection, query.with_for_update(skip_locked=True))
-            yield [_deferral(row) for row in rows]
-            await _forget(connection, [row.id for row in rows])
+            locked = query.limit(limit).with_for_update(skip_locked=True)
+            numbers = _bounded((await connection.execute(locked)).all())
+            yield await _read(connection, numbers)
+            await _forget(connection, numbers)
 
     async def earliest(self) -> float | None:
         """When the next message is due."""
@@ -111,7 +120,8 @@ class Deferred:
     async def count(self, subscription: str) -> int:
         """How many messages wait for their time."""
         query = select(func.count()).select_from(DEFERRED)
-        of_it = (DEFERRED.c.subscription == subscription) & (DEFERRED.c.due > time.time())
+        # By an expression: else each row is looked up through the other index, whose order is not theirs.
+        of_it = (func.coalesce(DEFERRED.c.subscription, "") == subscription) & (DEFERRED.c.due > time.time())
         async with self._database.reading() as connection:
             return int((await connection.execute(query.where(of_it))).scalar_one())
 
@@ -126,7 +136,7 @@ class Deferred:
         """What waits, by the time that it waits for."""
         query = select(DEFERRED).where(DEFERRED.c.subscription == subscription)
         async with self._database.reading() as connection:
-            rows = await connection.execute(query.order_by(DEFERRED.c.due, DEFERRED.c.id).limit(limit))
+            rows = await connection.execute(query.order_by(*_ORDER).limit(limit))
             return [_deferral(row).carried for row in rows]
 
     @staticmethod
@@ -148,24 +158,55 @@ class Deferred:
             after = rows[-1].id
 
     @staticmethod
-    async def drop(connection: AsyncConnection, subscription: str) -> None:
-        """Forget what is kept for a subscription."""
-        await connection.execute(delete(DEFERRED).where(DEFERRED.c.subscription == subscription))
+    async def last(connection: AsyncConnection) -> int:
+        """The highest number so far: what is kept from now on has higher ones."""
+        return int((await connection.execute(select(func.max(DEFERRED.c.id)))).scalar() or 0)
+
+    async def drop_now(self, subscription: str) -> None:
+        """Forget what is kept for a subscription now."""
+        async with self._database.reading() as connection:
+            last = await self.last(connection)
+        await self.drop(subscription, last)
+
+    async def drop_left(self, subscription: str) -> None:
+        """Forget what is kept for one of that name that was deleted, if there is none now."""
+        async with self._database.reading() as connection:
+            last = await self.last(connection)  # first: one that is made after this has later ones
+            named = select(SUBSCRIPTIONS.c.name).where(SUBSCRIPTIONS.c.name == subscription)
+            present = (await connection.execute(named)).scalar()
+        if last and present is None:
+            await self.drop(subscription, last)
+
+    async def drop(self, subscription: str, last: int) -> None:
+        """Forget what is kept for a subscription up to a number, in steps that others wait for shortly."""
+        some = select(DEFERRED.c.id).where(DEFERRED.c.subscription == subscription, DEFERRED.c.id <= last)
+        while True:
+            async with self._database.transaction() as connection:
+                numbers = list((await connection.execute(some.limit(_DROPPED))).scalars())
+                if numbers:
+                    await _forget(connection, numbers)
+            if len(numbers) < _DROPPED:
+                return
 
 
-async def _first(connection: AsyncConnection, query: Select[int, int]) -> Sequence[Any]:
+def _bounded(found: Sequence[Any]) -> list[int]:
     """Those of the messages found, given by id and size, that fit into the memory set aside for them."""
     numbers: list[int] = []
     total = 0
-    for number, size in await connection.execute(query):
+    for number, size in found:
         total += size
         if numbers and total > _MAX_BYTES:
             break
         numbers.append(number)
+    return numbers
+
+
+async def _read(connection: AsyncConnection, numbers: Sequence[int]) -> list[Due]:
     if not numbers:
         return []
-    found = select(DEFERRED).where(DEFERRED.c.id.in_(numbers)).order_by(DEFERRED.c.due, DEFERRED.c.id)
-    return (await connection.execute(found)).all()
+    columns = (DEFERRED.c.subscription, DEFERRED.c.message_id, DEFERRED.c.head, DEFERRED.c.data)
+    query = select(*columns).where(DEFERRED.c.id.in_(numbers)).order_by(*_ORDER)
+    return [Due(*row) for row in await connection.execute(query)]
 
 
 async def _forget(connection: AsyncConnection, numbers: Sequence[int]) -> None:

@@ -6,6 +6,9 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
+import structlog
+
+from services.queueing.backends.rabbit.link import end
 from services.queueing.backends.rabbit.store import snapshots
 from services.queueing.backends.rabbit.store.catalogue import Catalogue, attached
 from services.queueing.backends.rabbit.store.dead_letters import DeadLetters
@@ -16,6 +19,7 @@ from services.queueing.backends.rabbit.store.gathered import Gathered
 from services.queueing.backends.rabbit.store.parked import Lines
 from services.queueing.backends.rabbit.store.tables import SCHEMA
 from services.queueing.kept import Where
+from services.runtime.errors import PlexusError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
     from services.queueing.backends.rabbit.state import (
         Deferral,
+        Due,
         Guard,
         Kept,
         Parked,
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
     from services.queueing.kept import DeadLetter, DeadLetterStats, Redrive
     from services.queueing.resources import Snapshot, Subscription, Topic
     from services.queueing.state import Database
+
+log = structlog.get_logger(__name__)
 
 
 class SqlState:
@@ -64,6 +71,7 @@ class SqlState:
         self._unparking = Gathered(self._lines.remove, waiting=max_waiting)
         self._stack = AsyncExitStack()
         self._news = asyncio.Event()
+        self._dropping: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         """Bring the tables up to date."""
@@ -80,6 +88,7 @@ class SqlState:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Finish what was taken."""
+        await end(list(self._dropping))
         await self._stack.__aexit__(kind, error, trace)
 
     @property
@@ -132,6 +141,7 @@ class SqlState:
 
     async def create_subscription(self, subscription: Subscription) -> Subscription:
         """See State."""
+        await self._deferred.drop_left(subscription.name)
         return await self._catalogue.create_subscription(subscription)
 
     async def update_subscription(self, subscription: Subscription) -> Subscription:
@@ -148,13 +158,25 @@ class SqlState:
 
     async def delete_subscription(self, name: str) -> None:
         """See State."""
+        last = 0
 
         async def also(connection: AsyncConnection) -> None:
-            await self._deferred.drop(connection, name)
+            nonlocal last
+            last = await self._deferred.last(connection)
             await self._lines.drop(connection, name)
             await self._dead.delete(connection, name, Where())
 
         await self._catalogue.delete_subscription(name, also)
+        # A million of them take longer than a caller waits. What a death leaves is dropped when it is due.
+        task = asyncio.create_task(self._drop(name, last))
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+    async def _drop(self, name: str, last: int) -> None:
+        try:
+            await self._deferred.drop(name, last)
+        except PlexusError as error:
+            log.warning("deferred_not_dropped", subscription=name, reason=error.reason)
 
     # Deduplication.
 
@@ -193,7 +215,7 @@ class SqlState:
         self._news.set()
 
     @asynccontextmanager
-    async def due(self, limit: int) -> AsyncIterator[list[Deferral]]:
+    async def due(self, limit: int) -> AsyncIterator[list[Due]]:
         """See State."""
         async with self._deferred.due(limit) as entries:
             yield entries
@@ -212,8 +234,8 @@ class SqlState:
 
     async def drop_deferred(self, subscription: str) -> None:
         """See State."""
+        await self._deferred.drop_now(subscription)
         async with self._database.transaction() as connection:
-            await self._deferred.drop(connection, subscription)
             await self._lines.drop(connection, subscription)
 
     # Messages in the lines of their keys.

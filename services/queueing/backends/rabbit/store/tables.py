@@ -95,7 +95,8 @@ DEFERRED = Table(
     Column("copy", Text, nullable=False),
     Column("head", Text, nullable=False),
     Column("data", LargeBinary, nullable=False),
-    Index("ix_queues_deferred_due", "due", "id"),
+    # Has all that counting asks for.
+    Index("ix_queues_deferred_due", "due", "subscription", "id"),
     Index("ix_queues_deferred_message", "subscription", "message_id"),
     sqlite_autoincrement=True,
 )
@@ -237,4 +238,9 @@ def _parked(operations: Operations) -> None:
     operations.create_index("ix_queues_parked_line", "queues_parked", ["subscription", "line", "position"])
 
 
-SCHEMA = Schema("queues", METADATA, (_first, _finished, _snapshots, _parked))
+def _counting(operations: Operations) -> None:
+    operations.drop_index("ix_queues_deferred_due", "queues_deferred")
+    operations.create_index("ix_queues_deferred_due", "queues_deferred", ["due", "subscription", "id"])
+
+
+SCHEMA = Schema("queues", METADATA, (_first, _finished, _snapshots, _parked, _counting))
