@@ -210,6 +210,9 @@ async def test_what_waited_for_a_deleted_subscription_is_not_of_the_next_of_its_
     await state.defer([Deferral("work", carried, later)])
     await state.create_subscription(Subscription("work", "jobs"))
     assert (await state.deferred("work"), await state.deferred("other")) == (1, 7000)
+    await state.defer([Deferral("left", carried, later)])  # by a death while they were being dropped
+    await state.create_subscription(Subscription("left", "jobs"))
+    assert await state.deferred("left") == 0
 
 
 async def test_a_topic_that_is_made_again_knows_no_ids(broker_of_jobs: RabbitBroker) -> None:
