@@ -184,7 +184,7 @@ class State(Protocol):
 
     # Deduplication.
 
-    async def reserve(self, topic: Topic, wanted: Sequence[tuple[Message, str]]) -> list[Reservation]:
+    async def reserve(self, topic: Topic, wanted: Sequence[tuple[Message, str]]) -> Sequence[Reservation]:
         """Take the deduplication ids of messages, given with the ids they would have.
 
         What is taken and not confirmed in time, or released, is given to the next with the same message id.

@@ -32,7 +32,8 @@ class Gathered(Generic[Job, Result]):
         """
         self._write = write
         self._bound = waiting
-        self._waiting: deque[tuple[Job, asyncio.Future[Result]]] = deque()
+        self._waiting: deque[tuple[Sequence[Job], asyncio.Future[Sequence[Result]]]] = deque()
+        self._count = 0
         self._wake = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
@@ -51,8 +52,10 @@ class Gathered(Generic[Job, Result]):
         if self._task is not None:
             await self._task
 
-    async def submit(self, jobs: Sequence[Job]) -> list[Result]:
+    async def submit(self, jobs: Sequence[Job]) -> Sequence[Result]:
         """Wait until jobs are durable; a caller that goes away leaves them to be written all the same.
+
+        The jobs of a call are written together, and have one future: one for each cost more than the writing.
 
         Raises:
             ResourceExhaustedError: Too many wait.
@@ -60,17 +63,15 @@ class Gathered(Generic[Job, Result]):
         """
         if self._closed:
             raise UnavailableError("the service is stopping", reason="STOPPING")
-        if len(self._waiting) + len(jobs) > self._bound:
+        if self._count + len(jobs) > self._bound:
             raise ResourceExhaustedError("too many writes wait", reason="WRITE_QUEUE_FULL", retry_after_s=1)
-        loop = asyncio.get_running_loop()
-        entries = [(job, loop.create_future()) for job in jobs]
-        self._waiting.extend(entries)
+        if not jobs:
+            return []
+        done: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((jobs, done))
+        self._count += len(jobs)
         self._wake.set()
-        results = await asyncio.gather(*(future for _, future in entries), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return [result for result in results if not isinstance(result, BaseException)]
+        return await done
 
     async def _run(self) -> None:
         while self._waiting or not self._closed:
@@ -78,14 +79,26 @@ class Gathered(Generic[Job, Result]):
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_GROUP))]
+            group = self._group()
             try:
-                results = await self._write([job for job, _ in group])
+                results = await self._write([job for jobs, _ in group for job in jobs])
             except Exception as error:  # noqa: BLE001 - told to every caller
-                for _, future in group:
-                    if not future.done():
-                        future.set_exception(error)
+                for _, done in group:
+                    if not done.done():
+                        done.set_exception(error)
                 continue
-            for (_, future), result in zip(group, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+            start = 0
+            for jobs, done in group:
+                if not done.done():
+                    done.set_result(results[start : start + len(jobs)])
+                start += len(jobs)
+
+    def _group(self) -> list[tuple[Sequence[Job], asyncio.Future[Sequence[Result]]]]:
+        """What is written next: the first that waits, and those after it that fit."""
+        group = [self._waiting.popleft()]
+        size = len(group[0][0])
+        while self._waiting and size + len(self._waiting[0][0]) <= _MAX_GROUP:
+            group.append(self._waiting.popleft())
+            size += len(group[-1][0])
+        self._count -= size
+        return group

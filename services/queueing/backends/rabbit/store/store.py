@@ -180,7 +180,7 @@ class SqlState:
 
     # Deduplication.
 
-    async def reserve(self, topic: Topic, wanted: Sequence[tuple[Message, str]]) -> list[Reservation]:
+    async def reserve(self, topic: Topic, wanted: Sequence[tuple[Message, str]]) -> Sequence[Reservation]:
         """See State."""
         return await self._reserving.submit([(key_of(topic, m.dedup_id), known) for m, known in wanted])
 
