@@ -32,6 +32,11 @@ _REQUESTS = 16
 _STREAM_S = 24 * 3600.0
 
 
+def new_dedup_id() -> str:
+    """A deduplication id that no other message has: what is repeated must be known as the same."""
+    return uuid.uuid4().hex
+
+
 class PublishError(Exception):
     """A message was not published, or nobody knows whether it was.
 
@@ -49,9 +54,9 @@ class PublishError(Exception):
 class _Entry:
     __slots__ = ("alone", "deadline", "done", "message", "settled", "size", "tried")
 
-    def __init__(self, message: pb.Message, deadline: float) -> None:
+    def __init__(self, message: pb.Message, size: int, deadline: float) -> None:
         self.message = message
-        self.size = message.ByteSize()
+        self.size = size
         self.deadline = deadline
         self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.alone = False  # in a request of its own, since a request with others was refused
@@ -150,19 +155,19 @@ class Publisher:
             ValueError: The message is too large for any channel.
         """
         if isinstance(message, bytes):
-            message = pb.Message(data=message)
-        if message.ByteSize() > MAX_MESSAGE_BYTES:
-            raise ValueError(f"a message has at most {MAX_MESSAGE_BYTES} bytes with its attributes")
-        if not message.dedup_id:  # what is repeated must be known as the same
+            message = pb.Message(data=message, dedup_id=new_dedup_id())
+        elif not message.dedup_id:
             copy = pb.Message()
             copy.CopyFrom(message)
-            copy.dedup_id = uuid.uuid4().hex
+            copy.dedup_id = new_dedup_id()
             message = copy
         size = message.ByteSize()
+        if size > MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message has at most {MAX_MESSAGE_BYTES} bytes with its attributes")
         while self._count and (self._count >= self._max_messages or self._bytes + size > self._max_bytes):
             self._room.clear()
             await self._room.wait()
-        entry = _Entry(message, time.monotonic() + self._deadline_s)
+        entry = _Entry(message, size, time.monotonic() + self._deadline_s)
         self._count += 1
         self._bytes += entry.size
         self._idle.clear()

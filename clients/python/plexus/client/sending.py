@@ -88,6 +88,8 @@ class Sender:
 
     async def _publisher(self, topic: str, make: Callable[[], Awaitable[None]]) -> Publisher:
         """The publisher of a topic, which is made before."""
+        if topic in self._publishers:
+            return self._publishers[topic]
         async with self._opening:
             if topic not in self._publishers:
                 await persist(make, within_s=_PATIENCE_S)

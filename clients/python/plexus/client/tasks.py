@@ -26,6 +26,7 @@ from pydantic_core import PydanticSerializationError
 from plexus.client.blocking import BlockingTask
 from plexus.client.join import connect
 from plexus.client.kept import MAX_KEEP_S
+from plexus.client.publisher import new_dedup_id
 from plexus.client.sending import MAX_RETRIES, Sender
 from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
@@ -144,7 +145,7 @@ class Task(Generic[P, R, C]):
         message = pb.Message(
             data=data,
             attributes={TASK: self.name, **attributes},
-            dedup_id=sending.dedup_id,
+            dedup_id=sending.dedup_id or new_dedup_id(),
             priority=sending.priority,
             correlation_id=sending.correlation_id,
         )
@@ -179,6 +180,7 @@ class Arguments:
             self._names[f"argument{number}"] = name
         config = ConfigDict(extra="forbid")
         self._model: type[BaseModel] = create_model(function.__name__, __config__=config, **fields)
+        self._adapter = TypeAdapter(self._model)
 
     def dump(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Arguments as a JSON object.
@@ -189,7 +191,7 @@ class Arguments:
         bound = self._signature.bind(*args, **kwargs)
         try:
             model = self._model.model_validate(bound.arguments)
-            return model.model_dump_json(by_alias=True, exclude_unset=True).encode()
+            return self._adapter.dump_json(model, by_alias=True, exclude_unset=True)
         except (ValidationError, PydanticSerializationError) as error:
             raise TypeError(f"{self._model.__name__}: {error}") from error
 
