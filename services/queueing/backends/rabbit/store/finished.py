@@ -7,9 +7,10 @@ acknowledgement may be lost with its connection.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, null, select, union_all
 
 from services.queueing.backends.rabbit.store.tables import DEAD_LETTERS, DEFERRED, FINISHED, PARKED
 from services.queueing.backends.rabbit.wire import from_head
@@ -17,6 +18,7 @@ from services.queueing.backends.rabbit.wire import from_head
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import BindParameter, CompoundSelect
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from services.queueing.backends.rabbit.wire import Carried
@@ -67,31 +69,42 @@ class Finished:
 
     @staticmethod
     async def _some(connection: AsyncConnection, subscription: str, arrived: Sequence[Carried]) -> list[bool]:
-        ids = {carried.stored.message_id for carried in arrived}
-        keys = {finished_key(subscription, carried) for carried in arrived}
+        keys = [finished_key(subscription, carried) for carried in arrived]
+        ids = list({carried.stored.message_id for carried in arrived})
+        given = {"keys": keys, "ids": ids, "subscription": subscription}
         over: set[str] = set()
-        for table in (FINISHED, PARKED):
-            over.update(
-                (await connection.execute(select(table.c.key).where(table.c.key.in_(keys)))).scalars()
-            )
-        dead = select(DEAD_LETTERS.c.message_id, DEAD_LETTERS.c["copy"]).where(
-            DEAD_LETTERS.c.subscription == subscription, DEAD_LETTERS.c.message_id.in_(ids)
-        )
-        buried = {(row[0], row[1]) for row in await connection.execute(dead)}
-        later = select(DEFERRED.c.message_id, DEFERRED.c["copy"], DEFERRED.c.head).where(
-            DEFERRED.c.subscription == subscription, DEFERRED.c.message_id.in_(ids)
-        )
-        attempts: dict[tuple[str, str], int] = {}
-        for message_id, copy, head in await connection.execute(later):
-            counted = from_head(head, message_id, b"").attempts
+        attempts: dict[tuple[str, str], float] = {}
+        for key, message_id, copy, head in await connection.execute(_SETTLED, given):
+            if key is not None:
+                over.add(key)
+                continue
+            counted = from_head(head, message_id, b"").attempts if head is not None else math.inf
             attempts[message_id, copy] = max(counted, attempts.get((message_id, copy), 0))
-        results = []
-        for carried in arrived:
-            one = (carried.stored.message_id, carried.copy)
+        return [
             # A row with as many attempts is where this delivery came from, not what became of it.
-            results.append(
-                finished_key(subscription, carried) in over
-                or one in buried
-                or attempts.get(one, 0) > carried.attempts
-            )
-        return results
+            key in over or attempts.get((carried.stored.message_id, carried.copy), 0) > carried.attempts
+            for carried, key in zip(arrived, keys, strict=True)
+        ]
+
+
+def _settled() -> CompoundSelect[Any]:
+    """All that is known of deliveries: keys of those that are over; ids and copies of dead and deferred ones.
+
+    One statement, made once: each costs more than what is looked up.
+    """
+    keys: BindParameter[str] = bindparam("keys", expanding=True)
+    ids: BindParameter[str] = bindparam("ids", expanding=True)
+    over = (
+        select(table.c.key, null(), null(), null()).where(table.c.key.in_(keys))
+        for table in (FINISHED, PARKED)
+    )
+    elsewhere = (
+        select(null(), table.c.message_id, table.c["copy"], head).where(
+            table.c.subscription == bindparam("subscription"), table.c.message_id.in_(ids)
+        )
+        for table, head in ((DEAD_LETTERS, null()), (DEFERRED, DEFERRED.c.head))
+    )
+    return union_all(*over, *elsewhere)
+
+
+_SETTLED = _settled()
