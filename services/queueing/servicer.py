@@ -11,6 +11,7 @@ from services.queueing import convert
 from services.queueing.calls import DEFAULT_TIMEOUT_S
 from services.queueing.domain import MAX_BATCH, MAX_DATA_BYTES
 from services.queueing.kept import Redrive, Where
+from services.queueing.pages import fitting, page
 from services.queueing.streaming import (
     DEFAULT_OUTSTANDING,
     DEFAULT_OUTSTANDING_BYTES,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from services.queueing.calls import Calls
     from services.queueing.domain import Broker, Refusal
+    from services.queueing.kept import DeadLetter, Event
     from services.queueing.replies import Reply
 
 MAX_WAIT_S = 60.0
@@ -198,7 +200,11 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
             max_bytes=PULL_BYTES,
             wait_s=wait_s,
         )
-        return queueing_pb2.PullResponse(deliveries=map(convert.delivery_to, deliveries))
+        told, rest = fitting(map(convert.delivery_to, deliveries))
+        if rest:  # attributes are not counted by brokers
+            back = [(delivery.ack_id, 0.0) for delivery in rest]
+            await self._broker.extend(request.subscription, back)
+        return queueing_pb2.PullResponse(deliveries=told)
 
     async def StreamingPull(
         self, requests: AsyncIterator[queueing_pb2.StreamingPullRequest], context: Any
@@ -253,13 +259,15 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
         scope = ("dead letters", request.subscription, request.filter.SerializeToString().hex())
         after = int(decode_token(request.page_token, *scope) or b"0")
         where = convert.where_from((), request.filter)
-        letters = await self._broker.list_dead_letters(
-            request.subscription, where, limit=limit + 1, after=after
+
+        async def read(after: int, count: int) -> Sequence[DeadLetter]:
+            return await self._broker.list_dead_letters(request.subscription, where, limit=count, after=after)
+
+        letters, last = await page(
+            read, convert.dead_letter_to, lambda letter: int(letter.id), after=after, limit=limit
         )
-        token = encode_token(letters[limit - 1].id.encode(), *scope) if len(letters) > limit else ""
-        return queueing_pb2.ListDeadLettersResponse(
-            dead_letters=map(convert.dead_letter_to, letters[:limit]), next_page_token=token
-        )
+        token = "" if last is None else encode_token(str(last).encode(), *scope)
+        return queueing_pb2.ListDeadLettersResponse(dead_letters=letters, next_page_token=token)
 
     async def GetDeadLetter(
         self, request: queueing_pb2.GetDeadLetterRequest, context: Any
@@ -301,12 +309,17 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
         scope = ("events", request.topic, request.filter.SerializeToString().hex())
         wanted = convert.events_from(request.filter)
         start = int(decode_token(request.page_token, *scope) or b"0")
-        wanted = replace(wanted, from_sequence=max(start, wanted.from_sequence))
-        events = await self._broker.list_events(request.topic, wanted, limit=limit + 1)
-        token = encode_token(str(events[limit].sequence).encode(), *scope) if len(events) > limit else ""
-        return queueing_pb2.ListEventsResponse(
-            events=map(convert.event_to, events[:limit]), next_page_token=token
+
+        async def read(after: int, count: int) -> Sequence[Event]:
+            some = replace(wanted, from_sequence=after + 1)
+            return await self._broker.list_events(request.topic, some, limit=count)
+
+        begin = max(start, wanted.from_sequence) - 1
+        events, last = await page(
+            read, convert.event_to, lambda event: event.sequence, after=begin, limit=limit
         )
+        token = "" if last is None else encode_token(str(last + 1).encode(), *scope)
+        return queueing_pb2.ListEventsResponse(events=events, next_page_token=token)
 
     async def Replay(self, request: queueing_pb2.ReplayRequest, context: Any) -> queueing_pb2.ReplayResponse:
         events = convert.events_from(request.filter)
@@ -362,11 +375,8 @@ class QueueingServicer(queueing_pb2_grpc.QueueingServiceServicer):
 def _responses(batch: Batch) -> list[queueing_pb2.StreamingPullResponse]:
     """A batch in messages that stay below the bound on the wire."""
     responses = [queueing_pb2.StreamingPullResponse(expired=batch.expired)] if batch.expired else []
-    size = PULL_BYTES + 1
-    for delivery in batch.deliveries:
-        size += len(delivery.data)
-        if size > PULL_BYTES:
-            responses.append(queueing_pb2.StreamingPullResponse())
-            size = len(delivery.data)
-        responses[-1].deliveries.append(convert.delivery_to(delivery))
+    rest = [convert.delivery_to(delivery) for delivery in batch.deliveries]
+    while rest:
+        some, rest = fitting(rest)
+        responses.append(queueing_pb2.StreamingPullResponse(deliveries=some))
     return responses

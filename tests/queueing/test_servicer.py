@@ -217,6 +217,53 @@ async def test_as_many_attributes_as_there_may_be_leave_room_for_the_trace(
         assert [v.field for v in problem(caught.value).violations] == ["messages[0].attributes"]
 
 
+async def test_pages_and_pulls_of_large_messages_fit_into_a_response(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    await stub.CreateTopic(pb.CreateTopicRequest(topic="audit", settings=pb.Topic(log=True)))
+    await stub.CreateSubscription(
+        pb.CreateSubscriptionRequest(subscription=pb.Subscription(name="all", topic="audit"))
+    )
+    large = [pb.Message(data=b"x" * 3_000_000, attributes={"number": str(n)}) for n in range(9)]
+    for message in large:
+        await stub.Publish(pb.PublishRequest(topic="audit", messages=[message]))
+    seen, token, pages = [], "", 0
+    while token or not pages:
+        events = await stub.ListEvents(pb.ListEventsRequest(topic="audit", page_token=token))
+        seen += [event.attributes["number"] for event in events.events]
+        token, pages = events.next_page_token, pages + 1
+    assert (seen, pages) == ([str(n) for n in range(9)], 3)
+    for _ in range(3):
+        pulled = await stub.Pull(pb.PullRequest(subscription="all", max_messages=3))
+        refusals = [pb.Refusal(ack_id=delivery.ack_id, dead=True) for delivery in pulled.deliveries]
+        await stub.Nack(pb.NackRequest(subscription="all", refusals=refusals))
+    seen, token = [], ""
+    while token or not seen:
+        request = pb.ListDeadLettersRequest(subscription="all", page_size=5, page_token=token)
+        letters = await stub.ListDeadLetters(request)
+        seen += [letter.attributes["number"] for letter in letters.dead_letters]
+        token = letters.next_page_token
+    assert seen == [str(n) for n in range(9)]
+
+
+async def test_a_pull_of_many_attributes_gives_back_what_does_not_fit(
+    stub: queueing_pb2_grpc.QueueingServiceStub,
+) -> None:
+    batch = [pb.Message(attributes={"large": "x" * 16_000, "number": str(n)}) for n in range(250)]
+    for start in range(4):
+        for message in batch:
+            message.attributes["number"] = str(int(message.attributes["number"]) + 250 * bool(start))
+        await stub.Publish(pb.PublishRequest(topic="jobs", messages=batch))
+    seen: list[int] = []
+    while len(seen) < 1000:
+        pulled = await stub.Pull(pb.PullRequest(subscription="work", max_messages=1000))
+        assert {delivery.attempt for delivery in pulled.deliveries} == {1}
+        seen += [int(delivery.attributes["number"]) for delivery in pulled.deliveries]
+        ack_ids = [delivery.ack_id for delivery in pulled.deliveries]
+        await stub.Acknowledge(pb.AcknowledgeRequest(subscription="work", ack_ids=ack_ids))
+    assert sorted(seen) == list(range(1000))
+
+
 async def test_a_publishing_stream_is_answered_in_order_until_a_request_fails(
     stub: queueing_pb2_grpc.QueueingServiceStub,
 ) -> None:
