@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import pytest
 
 import plexus.client
 from plexus.client.replies import CALL_ID, REPLY_TO
-from plexus.client.tasks import TASK
+from plexus.client.tasks import ACTION, COMPENSATION, PHASE, STEP, TASK
 from plexus.queueing.v1 import queueing_pb2 as pb
 
 if TYPE_CHECKING:
@@ -346,3 +347,45 @@ async def test_a_worker_begins_tasks_at_its_rate_and_gives_back_what_waits_for_i
         await running
     assert len(begun) == 6
     assert (await queueing.GetStats(pb.GetStatsRequest(subscription="shop"))).dead == 0
+
+
+async def test_a_task_does_or_undoes_a_step_of_a_saga_and_leaves_no_dead_letter(
+    queueing: QueueingServiceStub,
+) -> None:
+    app = plexus.client.TaskApp("shop")
+
+    @app.task(step="reserve")
+    async def reserve(input: Line, attempt: int) -> dict[str, int]:  # noqa: A002 - the request's own name
+        if input.count > 9:
+            raise plexus.client.TaskError("sold out")
+        return {"shelf": input.count + attempt}
+
+    @app.task(undoes="reserve")
+    def release(results: dict[str, dict[str, int]]) -> int:
+        return results["reserve"]["shelf"]
+
+    async def asked(step: str, phase: str, **content: Any) -> bytes:
+        data = {"saga_id": "s", "step": step, "phase": phase, "attempt": 1, "input": {}, "results": {}}
+        request = pb.CallRequest(
+            topic="shop",
+            data=json.dumps(data | content).encode(),
+            attributes={STEP: step, PHASE: phase, "plexus-saga": "s"},
+        )
+        request.timeout.FromSeconds(int(LONG_S))
+        return (await queueing.CallAndWait(pb.CallAndWaitRequest(request=request))).result.data
+
+    async with working(app, queueing):
+        await release.send({"reserve": {"shelf": 1}})  # a task as others are; and the queue is there now
+        line = {"article": "book", "count": 2}
+        assert json.loads(await asked("reserve", ACTION, input=line)) == {"shelf": 3}
+        assert await asked("reserve", COMPENSATION, results={"reserve": {"shelf": 3}}) == b"3"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asked("reserve", ACTION, input=line | {"count": 10})
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert (await queueing.GetStats(pb.GetStatsRequest(subscription="shop"))).dead == 0
+    with pytest.raises(ValueError, match="action of step 'reserve'"):
+        app.task(name="again", step="reserve")(reserve.function)
+    with pytest.raises(ValueError, match="does a step or undoes one"):
+        app.task(step="a", undoes="b")
+    with pytest.raises(LookupError, match="compensation of step 'pay'"):
+        app.meant({STEP: "pay", PHASE: COMPENSATION})

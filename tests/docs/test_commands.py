@@ -42,7 +42,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def script_of(page: Page, folder: Path, ports: dict[str, str]) -> str:
     """One bash script of all steps; each writes what it prints to `N.out`."""
-    lines = ["set -euo pipefail"]
+    # What a page that fails has left in the background would answer for the next one.
+    lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2> /dev/null || true' EXIT"]
     for number, step in enumerate(page.steps()):
         text = _replaced(step.text, ports)
         if step.language == "python":

@@ -32,7 +32,7 @@ from plexus.queueing.v1 import queueing_pb2 as pb
 from plexus.queueing.v1 import queueing_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 
     from plexus.client.results import Handle
 
@@ -42,6 +42,9 @@ C = TypeVar("C")
 
 TASK = "plexus-task"
 """Attribute of a task's message: its name."""
+STEP, PHASE = "plexus-saga-step", "plexus-saga-phase"
+"""Attributes of a saga's request: the name of the step, and whether it is to be done or undone."""
+ACTION, COMPENSATION = "action", "compensation"
 MAX_BACKOFF_S = 600.0
 
 
@@ -161,8 +164,12 @@ class Task(Generic[P, R, C]):
 class Arguments:
     """A function's parameters as a model: arguments to JSON, checked, and back."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *, some: bool = False) -> None:
         """Read the signature.
+
+        Args:
+            function: Whose parameters.
+            some: They are some of those that come.
 
         Raises:
             TypeError: It has parameters that JSON has no names for.
@@ -178,7 +185,7 @@ class Arguments:
             # Fields have names of their own: a parameter may be called as a method of models is.
             fields[f"argument{number}"] = (hints.get(name, Any), Field(default, alias=name))
             self._names[f"argument{number}"] = name
-        config = ConfigDict(extra="forbid")
+        config = ConfigDict(extra="ignore" if some else "forbid")
         self._model: type[BaseModel] = create_model(function.__name__, __config__=config, **fields)
         self._adapter = TypeAdapter(self._model)
 
@@ -220,6 +227,7 @@ class TaskApp:
     def __init__(self, name: str) -> None:
         self.name = name
         self.tasks: dict[str, Task[Any, Any, Any]] = {}
+        self.steps: dict[tuple[str, str], Task[Any, Any, Any]] = {}
         self._sender: Sender | None = None
 
     def task(
@@ -232,13 +240,21 @@ class TaskApp:
         backoff_s: float = 1.0,
         timeout_s: float = 600.0,
         keep_s: float = 0.0,
+        step: str = "",
+        undoes: str = "",
     ) -> _Decorator:
         """Make a function a task; see Task for the settings.
 
+        With `step` it does this step of sagas whose definition has its queue as the step's topic, with
+        `undoes` it undoes it; its parameters are then some of `saga_id`, `step`, `phase`, `attempt`, `input`
+        and `results`.
+
         Raises:
             TypeError: Its parameters are not all named, or a type of theirs is no JSON.
-            ValueError: There is one of this name, or a number is out of bounds.
+            ValueError: There is one of this name, or for this step, or a number is out of bounds.
         """
+        if step and undoes:
+            raise ValueError("a task does a step or undoes one")
         if not 0 <= retries <= MAX_RETRIES or not 0 <= backoff_s <= MAX_BACKOFF_S or timeout_s <= 0:
             raise ValueError(
                 f"retries is 0 to {MAX_RETRIES}, backoff_s 0 to {MAX_BACKOFF_S:g}, timeout_s above 0"
@@ -250,6 +266,9 @@ class TaskApp:
             known = name or function.__name__
             if known in self.tasks:
                 raise ValueError(f"there is a task {known!r} already")
+            role = (step or undoes, ACTION if step else COMPENSATION)
+            if role in self.steps:
+                raise ValueError(f"there is a task for the {role[1]} of step {role[0]!r} already")
             annotation = typing.get_type_hints(function, include_extras=True).get("return", Any)
             made: Task[Any, Any, Any] = Task(
                 app=self,
@@ -261,10 +280,12 @@ class TaskApp:
                 backoff_s=backoff_s,
                 timeout_s=timeout_s,
                 keep_s=keep_s,
-                arguments=Arguments(function),
+                arguments=Arguments(function, some=bool(role[0])),
                 returns=TypeAdapter(annotation),
             )
             self.tasks[known] = made
+            if role[0]:
+                self.steps[role] = made
             return made
 
         return cast("_Decorator", decorate)
@@ -283,6 +304,22 @@ class TaskApp:
             self._sender = await stack.enter_async_context(Sender(stub))
             stack.callback(setattr, self, "_sender", None)
             yield
+
+    def meant(self, attributes: Mapping[str, str]) -> Task[Any, Any, Any]:
+        """The task that a message is for.
+
+        Raises:
+            LookupError: There is none.
+        """
+        name, step = attributes.get(TASK, ""), attributes.get(STEP, "")
+        if name or not step:
+            found, what = self.tasks.get(name), f"task {name!r}"
+        else:
+            phase = attributes.get(PHASE, "")
+            found, what = self.steps.get((step, phase)), f"task for the {phase} of step {step!r}"
+        if found is None:
+            raise LookupError(f"no {what} in this worker")
+        return found
 
     def keep_s(self, queue: str) -> float:
         """How long the results of a queue's tasks are kept."""

@@ -299,11 +299,7 @@ class Worker:
         return in_turn
 
     async def _handle(self, delivery: pb.Delivery) -> None:
-        name = delivery.attributes.get(TASK, "")
-        task = self._app.tasks.get(name)
-        if task is None:
-            # A newer worker may know it, so it is tried again.
-            raise LookupError(f"no task {name!r} in this worker")
+        task = self._app.meant(delivery.attributes)  # if there is none, a newer worker may know it
         request = request_of(delivery.attributes)
         if request is not None and 0 < request.deadline < time.time():
             return  # nobody waits any more
@@ -324,9 +320,11 @@ class Worker:
             text = str(error) if isinstance(error, RejectError) else f"{type(error).__name__}: {error}"
             reason = getattr(error, "reason", "") if isinstance(error, TaskError) else ""
             await run.end(ERROR, text[:MAX_ERROR].encode(), code=_code(error).name, reason=reason)
+            if TASK not in delivery.attributes:
+                return  # the saga keeps it, and decides whether the step is tried again
             raise RejectError(text) from error
         await run.end(RESULT, result)
-        log.info("%s done, attempt %d", name, delivery.attempt)
+        log.info("%s done, attempt %d", task.name, delivery.attempt)
 
     async def _run(self, task: Task[Any, Any, Any], data: bytes) -> bytes:
         try:
