@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from services.queueing.backends.rabbit import snapshots
-from services.queueing.backends.rabbit.state import Deferral
+from services.queueing.backends.rabbit.state import REPLICA, Deferral
 from services.queueing.backends.rabbit.store import SqlState
 from services.queueing.backends.rabbit.store.tables import METADATA, SCHEMA
 from services.queueing.backends.rabbit.topology import snapshot_name
@@ -22,6 +22,7 @@ from services.queueing.domain import Message
 from services.queueing.kept import Events
 from services.queueing.resources import Subscription, Topic
 from services.queueing.state import Database
+from services.queueing.state.leases import Leases
 from services.runtime.errors import ResourceExhaustedError, UnimplementedError
 from tests.contracts.broker import BrokerContract
 from tests.contracts.broker_snapshots import SnapshotContract
@@ -141,6 +142,25 @@ async def test_an_id_whose_message_was_not_confirmed_is_given_again_for_the_same
         while not (reservation := (await state.reserve(topic, [(message, "second")]))[0]).ours:  # noqa: ASYNC110 - polls a database
             await asyncio.sleep(0.01)
     assert (reservation.message_id, reservation.published) == ("first", False)
+
+
+async def test_an_id_is_free_as_soon_as_the_lease_of_who_has_it_ends(
+    state_url: str, stack: AsyncExitStack
+) -> None:
+    dead = await open_state(stack, state_url, hold_s=600, holder=lambda: f"{REPLICA}dead")
+    other = await open_state(stack, state_url, hold_s=600)
+    leases = Leases(await stack.enter_async_context(Database(state_url)), ttl_s=600)
+    await leases.take(f"{REPLICA}dead", "dead")
+    topic, message = await dead.create_topic(Topic("jobs")), Message(b"", dedup_id="a")
+    await dead.reserve(topic, [(message, "first")])
+    (waiting,) = await other.reserve(topic, [(message, "second")])
+    assert (waiting.ours, waiting.holder) == (False, f"{REPLICA}dead")
+    await leases.release("dead")
+    (reservation,) = await other.reserve(topic, [(message, "second")])
+    assert (reservation.message_id, reservation.ours) == ("first", True)
+    await dead.released(topic, [message])  # it lives, after all
+    (waiting,) = await dead.reserve(topic, [(message, "third")])
+    assert (waiting.ours, waiting.published) == (False, False)
 
 
 async def test_who_has_lost_an_id_does_not_release_it_for_who_has_it_now(

@@ -64,6 +64,25 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.02)
 
 
+async def test_who_publishes_what_a_dead_replica_began_does_not_wait_for_its_time(
+    rabbitmq: RabbitServer, rabbitmq_vhost: str, postgres: PostgresServer
+) -> None:
+    """It would be ten minutes; as when it dies, its connection ends and nothing is heard of it."""
+    with postgres.database() as database:
+        url = rabbitmq.url(rabbitmq_vhost)
+        async with rabbit_broker(url, database, publish_deadline_s=600) as second:
+            topic = await second.create_topic(Topic("jobs"))
+            await subscribe(second)
+            async with rabbit_broker(url, database, publish_deadline_s=600) as first:
+                await until(lambda: first._consuming.own)
+                message = Message(b"a", dedup_id="same")
+                await first._state.reserve(topic, [(message, "begun")])
+                await first._receiving.close()
+                async with asyncio.timeout(PATIENCE_S):
+                    assert await second.publish("jobs", [message]) == ["begun"]
+            assert bodies(await pull(second, wait_s=60)) == ["a"]
+
+
 async def test_what_one_creates_or_deletes_the_other_knows(two: Two) -> None:
     first, second = two
     await publish(first, "nobody hears")  # the first knows the topic now, and that it has no subscriptions

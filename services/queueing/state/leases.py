@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, Double, MetaData, Table, Text, delete, select, update
+from sqlalchemy import Column, Double, MetaData, Table, Text, delete, exists, select, update
 
 from services.queueing.state.schema import Schema
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from alembic.operations import Operations
+    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from services.queueing.state.database import Database
@@ -91,6 +92,11 @@ class Leases:
         """Whether the owner has a lease, and nobody else takes it before the transaction ends."""
         query = select(_LEASES.c.owner).where(_LEASES.c.name == name).with_for_update(read=True)
         return (await connection.execute(query)).scalar() == owner
+
+    @staticmethod
+    def nobody_has(name: ColumnElement[str], now: float) -> ColumnElement[bool]:
+        """Whether a lease has ended or been given back, as a part of a statement."""
+        return ~exists().where(_LEASES.c.name == name, _LEASES.c.until > now)
 
     async def owners(self, prefix: str) -> list[str]:
         """Who has a lease whose name begins so."""

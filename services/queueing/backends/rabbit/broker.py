@@ -97,7 +97,11 @@ class RabbitBroker:
         self._used = used or (lambda _name: None)
         hold_s = publish_deadline_s + _MARGIN_S
         self._state: State = SqlState(
-            database, dedup_window_s=dedup_window_s, hold_s=hold_s, max_waiting=max_waiting_writes
+            database,
+            dedup_window_s=dedup_window_s,
+            hold_s=hold_s,
+            max_waiting=max_waiting_writes,
+            holder=lambda: self._consuming.own,
         )
         # While the broker is short of memory or disk it stops reading from who publishes: consumers must not
         # share that fate.
@@ -122,6 +126,7 @@ class RabbitBroker:
             hold_s=hold_s,
             settle_s=settle_s,
             expect=self._consuming.expect,
+            look_for=self._consuming.look_for,
         )
         self._logs = Logs(self._receiving, self._publisher)
         self._database = database

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from services.queueing.backends.rabbit.state import REPLICA
 from services.runtime.errors import PlexusError, UnavailableError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from services.queueing.state.leases import Leases
 
 log = structlog.get_logger(__name__)
-
-REPLICA = "replica/"
 
 
 class Claims:
@@ -36,6 +35,12 @@ class Claims:
     def has(self, name: str) -> bool:
         """Whether a lease is ours now, by our own clock."""
         return self._until.get(name, 0.0) > time.monotonic() and self._address == self._peers.address
+
+    @property
+    def own(self) -> str:
+        """The lease that says that this replica lives; empty while it has none."""
+        name = REPLICA + self._peers.address
+        return name if self.has(name) else ""
 
     async def take(self, name: str, lost: Callable[[], None]) -> str:
         """Take a lease; who has it now. `lost` is called once if it is ours and ends against our will.

@@ -19,6 +19,7 @@ from services.queueing.backends.rabbit.claims import Claims
 from services.queueing.backends.rabbit.intake import ARRIVAL_S
 from services.queueing.backends.rabbit.link import BROKEN, end, interrupted
 from services.queueing.backends.rabbit.peers import GoneError, Peers, address_in
+from services.queueing.backends.rabbit.state import REPLICA
 from services.queueing.backends.rabbit.streams import Streams
 from services.queueing.backends.rabbit.window import Window
 from services.queueing.backends.rabbit.wire import Carried, from_head, head
@@ -52,6 +53,7 @@ _UNASKED_S = 5.0
 _FORWARD_S = 5.0
 _FORWARD_BYTES = 4 * 1024 * 1024
 _RETRY_S = 0.1
+_LOOK_S = 2.0
 
 Say = dict[str, Any]
 
@@ -153,6 +155,22 @@ class Consuming:
                 return window
             if self._windows.get(name) is window:
                 del self._windows[name]
+
+    @property
+    def own(self) -> str:
+        """The lease that says that this replica lives; empty while it has none, or is alone."""
+        return self._claims.own if self._state.shared else ""
+
+    async def look_for(self, holder: str) -> None:
+        """End the lease of a replica, given by it, that is no more: RabbitMQ knows it earlier."""
+        address = holder.removeprefix(REPLICA)
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                await self._peers.ask(address, {"what": "here"})
+        except GoneError:
+            await self._claims.evict(holder, address)
+        except (TimeoutError, UnavailableError):
+            return  # it lives, for all that we know
 
     def guard(self, name: str) -> Guard | None:
         """For transactions that only the replica may make that has an ordered subscription."""

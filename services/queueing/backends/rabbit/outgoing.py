@@ -27,7 +27,7 @@ from services.queueing.resources import Priority
 from services.runtime.errors import NotFoundError, PlexusError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from services.queueing.backends.rabbit.publisher import Publisher
     from services.queueing.backends.rabbit.queues import Queues
@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 _MOVE = 1000
 _RETRY_S = 0.5
 _ASK_S = 0.05
+_PATIENCE_S = 1.0
+"""How long somebody else may be publishing the same message before we ask whether it lives."""
 _ALONE_S = 60.0
 _SHARED_S = 2.0
 """How often a replica looks for messages that another one deferred and did not live to deliver."""
@@ -58,6 +60,7 @@ class Outgoing:
         hold_s: float,
         settle_s: float,
         expect: Callable[[str, Sequence[str]], None],
+        look_for: Callable[[str], Awaitable[None]],
     ) -> None:
         """Set it up.
 
@@ -68,6 +71,7 @@ class Outgoing:
             hold_s: How long another publisher may have a deduplication id without a confirmation.
             settle_s: How long RabbitMQ may take to have a new queue on disk.
             expect: Told the name of a subscription and the ids of messages that come to it.
+            look_for: Frees what a replica, given by its lease, has reserved, if it is no more.
         """
         self._state = state
         self._publisher = publisher
@@ -75,6 +79,7 @@ class Outgoing:
         self._hold_s = hold_s
         self._settle_s = settle_s
         self._expect = expect
+        self._look_for = look_for
         self._moving = asyncio.Lock()
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
@@ -84,12 +89,19 @@ class Outgoing:
         route = await self._state.route(topic)
         ids = message_ids(len(messages))
         todo = list(range(len(messages)))
-        deadline = time.monotonic() + self._hold_s * 2
+        began = time.monotonic()
+        asked = began
         while todo:
             # What others are publishing just now is waited for with nothing in our hands.
-            todo = await self._publish(route, messages, ids, todo)
+            others = await self._publish(route, messages, ids, todo)
+            todo = list(others)
             if todo:
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                if now > asked + _PATIENCE_S:
+                    asked = now
+                    for holder in set(others.values()) - {""}:
+                        await self._look_for(holder)
+                if now > began + self._hold_s * 2:
                     raise UnavailableError(
                         "the same message is being published", reason="DEDUP_IN_PROGRESS", retry_after_s=1
                     )
@@ -110,12 +122,12 @@ class Outgoing:
 
     async def _publish(
         self, route: Route, messages: Sequence[Message], ids: list[str], todo: Sequence[int]
-    ) -> list[int]:
-        """Publish those of the messages that are ours to publish; which of them others are publishing."""
+    ) -> dict[int, str]:
+        """Publish those of the messages that are ours to publish; who is publishing the others of them."""
         wanted = [number for number in todo if messages[number].dedup_id]
         if not wanted:
             await self._put(route, [(messages[number], ids[number]) for number in todo])
-            return []
+            return {}
         offered = dict(enumerate(ids))
         reserved = dict(
             zip(
@@ -138,7 +150,11 @@ class Outgoing:
         if ours:
             await self._state.confirmed(route.topic, [messages[number] for number in ours])
         own = {ids[number] for number in ours}  # twice in one batch
-        return [n for n in wanted if not (reserved[n].ours or reserved[n].published or ids[n] in own)]
+        return {
+            number: reserved[number].holder
+            for number in wanted
+            if not (reserved[number].ours or reserved[number].published or ids[number] in own)
+        }
 
     async def _release(self, route: Route, messages: Sequence[Message]) -> None:
         try:

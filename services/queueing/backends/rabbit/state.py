@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     Guard = Callable[[AsyncConnection], Awaitable[None]]
 
 
+REPLICA = "replica/"
+"""What the leases begin with that replicas have for as long as they live."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A snapshot and the stream where it keeps messages."""
@@ -88,11 +92,13 @@ class Reservation:
         message_id: Of the message that has it.
         published: That message is with the broker.
         ours: We are to publish it; if neither this nor `published`, somebody else is about to.
+        holder: The lease of who has it, if it is a replica's that has one.
     """
 
     message_id: str
     published: bool = False
     ours: bool = False
+    holder: str = ""
 
 
 class State(Protocol):
@@ -187,7 +193,8 @@ class State(Protocol):
     async def reserve(self, topic: Topic, wanted: Sequence[tuple[Message, str]]) -> Sequence[Reservation]:
         """Take the deduplication ids of messages, given with the ids they would have.
 
-        What is taken and not confirmed in time, or released, is given to the next with the same message id.
+        What is taken and not confirmed in time, or released, or taken by a replica whose lease has ended, is
+        given to the next with the same message id.
         """
         ...
 

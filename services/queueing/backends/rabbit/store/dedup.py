@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import case, delete, or_, select, update
 
-from services.queueing.backends.rabbit.state import Reservation
+from services.queueing.backends.rabbit.state import REPLICA, Reservation
 from services.queueing.backends.rabbit.store.tables import DEDUP
+from services.queueing.state.leases import Leases
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import ColumnElement
 
     from services.queueing.resources import Topic
     from services.queueing.state import Database
@@ -29,18 +32,23 @@ def key_of(topic: Topic, dedup_id: str) -> str:
 class Dedup:
     """Keeps ids for a window of time."""
 
-    def __init__(self, database: Database, *, window_s: float, hold_s: float) -> None:
+    def __init__(
+        self, database: Database, *, window_s: float, hold_s: float, holder: Callable[[], str] = str
+    ) -> None:
         """Set the times.
 
         Args:
             database: Where they are.
             window_s: How long an id is remembered.
             hold_s: How long a publisher may take until its message is confirmed.
+            holder: The lease with whose end the publisher is taken for dead; empty while it has none.
         """
+        self._holder = holder
         self._database = database
         self._window_s = window_s
         self._hold_s = hold_s
         self._token = uuid.uuid4().hex
+        self._tokens = {self._token}
 
     async def recover(self) -> None:
         """At a start, when nobody else has taken ids: nothing is being published, whatever is reserved."""
@@ -53,6 +61,8 @@ class Dedup:
         # In the order of keys: two replicas that take the same ones never wait for each other.
         keys = sorted(first)
         found: dict[str, Reservation] = {}
+        token = self._holder() or self._token
+        self._tokens.add(token)
         async with self._database.transaction() as connection:
             now = await self._database.now(connection)
             old = DEDUP.c.seen < now - self._window_s
@@ -66,9 +76,9 @@ class Dedup:
                     "token": given.token,
                     "until": given.until,
                 },
-                where=or_(old, (DEDUP.c.until > 0) & (DEDUP.c.until <= now)),
+                where=or_(old, (DEDUP.c.until > 0) & or_(DEDUP.c.until <= now, _is_dead(now))),
             ).returning(DEDUP.c.key, DEDUP.c.message_id)
-            mine = {"token": self._token, "until": now + self._hold_s, "seen": now}
+            mine = {"token": token, "until": now + self._hold_s, "seen": now}
             # Rows beside the statement, which is compiled once: within it that cost more than all the rest.
             rows = [{"key": key, "message_id": first[key], **mine} for key in keys]
             for row in await connection.execute(taken, rows):
@@ -76,7 +86,8 @@ class Dedup:
             for some in _parts([key for key in keys if key not in found]):
                 others = select(DEDUP).where(DEDUP.c.key.in_(some))
                 for row in await connection.execute(others):
-                    found[row.key] = Reservation(row.message_id, published=row.until == 0)
+                    holder = row.token if row.token.startswith(REPLICA) else ""
+                    found[row.key] = Reservation(row.message_id, published=row.until == 0, holder=holder)
         results = []
         for key, _ in wanted:
             results.append(found[key])
@@ -95,7 +106,7 @@ class Dedup:
         """Let the next one publish."""
         async with self._database.transaction() as connection:
             for some in _parts(sorted(keys)):
-                ours = (DEDUP.c.token == self._token) & (DEDUP.c.until > 0)
+                ours = DEDUP.c.token.in_(self._tokens) & (DEDUP.c.until > 0)
                 await connection.execute(update(DEDUP).where(DEDUP.c.key.in_(some), ours).values(until=1))
 
     async def forget_old(self) -> None:
@@ -103,6 +114,11 @@ class Dedup:
         async with self._database.transaction() as connection:
             now = await self._database.now(connection)
             await connection.execute(delete(DEDUP).where(DEDUP.c.seen < now - self._window_s))
+
+
+def _is_dead(now: float) -> ColumnElement[bool]:
+    """Whether an id is a replica's whose lease has ended: it publishes nothing any more."""
+    return DEDUP.c.token.startswith(REPLICA, autoescape=True) & Leases.nobody_has(DEDUP.c.token, now)
 
 
 def _parts(keys: Sequence[str]) -> list[Sequence[str]]:

@@ -19,10 +19,11 @@ from services.queueing.backends.rabbit.store.gathered import Gathered
 from services.queueing.backends.rabbit.store.parked import Lines
 from services.queueing.backends.rabbit.store.tables import SCHEMA
 from services.queueing.kept import Where
+from services.queueing.state import leases
 from services.runtime.errors import PlexusError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -48,7 +49,15 @@ log = structlog.get_logger(__name__)
 class SqlState:
     """A State in SQLite or PostgreSQL; open it with `async with`."""
 
-    def __init__(self, database: Database, *, dedup_window_s: float, hold_s: float, max_waiting: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        dedup_window_s: float,
+        hold_s: float,
+        max_waiting: int,
+        holder: Callable[[], str] = str,
+    ) -> None:
         """Set it up; the database stays its owner's.
 
         Args:
@@ -56,12 +65,13 @@ class SqlState:
             dedup_window_s: How long deduplication ids are remembered.
             hold_s: How long a publish may take until it is confirmed or given up.
             max_waiting: Writes of each kind that may wait.
+            holder: The lease that says that this replica lives; empty while it has none.
         """
         self._database = database
         self._catalogue = Catalogue(database)
         self._deferred = Deferred(database, hold_s=hold_s)
         self._dead = DeadLetters(database, self._deferred)
-        self._dedup = Dedup(database, window_s=dedup_window_s, hold_s=hold_s)
+        self._dedup = Dedup(database, window_s=dedup_window_s, hold_s=hold_s, holder=holder)
         self._reserving = Gathered(self._dedup.reserve, waiting=max_waiting)
         self._confirming = Gathered(self._dedup.confirm, waiting=max_waiting)
         self._finished = Finished(database, window_s=dedup_window_s)
@@ -75,6 +85,7 @@ class SqlState:
 
     async def __aenter__(self) -> Self:
         """Bring the tables up to date."""
+        await self._database.migrate(leases.SCHEMA)
         await self._database.migrate(SCHEMA)
         if not self._database.shared:
             await self._dedup.recover()
