@@ -222,6 +222,24 @@ async def test_a_message_of_several_subscriptions_is_kept_until_the_last_is_done
     db.close()
 
 
+async def test_a_subscription_is_deleted_with_more_than_goes_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "queue.sqlite"
+    async with SqliteBroker(file) as broker:
+        await broker.create_topic(Topic("jobs"))
+        await subscribe(broker)
+        await subscribe(broker, "later")
+        for _ in range(12):
+            await publish(broker, *["both"] * 500)
+        await broker.delete_subscription("later")
+        await subscribe(broker, "later")
+        assert [(await broker.stats(name)).ready for name in ("work", "later")] == [6000, 0]
+        await broker.delete_subscription("work")
+    with sqlite3.connect(file) as db:
+        for table in ("messages", "shares", "deliveries"):
+            assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608 - constants
+    db.close()
+
+
 async def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "queue.sqlite"
     db = sqlite3.connect(file)

@@ -168,6 +168,11 @@ class SqliteBroker:
             self._catalogue.delete_subscription(name)
             self._database.touched.add(name)
 
+        subscription = await self.get_subscription(name)
+        if not subscription.ordered:  # a part of a key's messages would be waited for, were this interrupted
+            last = await self._database.run(self._messages.last)
+            while await self._database.run(lambda: self._messages.drop_part(name, last)):
+                pass
         await self._database.run(job)
 
     async def subscribers(self, topic: str) -> list[Subscription]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from services.queueing.backends.sqlite.snapshots import Snapshots
     from services.queueing.resources import Subscription
 
+_PART = 5000
+"""Messages that are dropped in one job, which others wait for."""
+
 
 def stored(row: Sequence[Any]) -> Stored:
     """The message in the columns STORED."""
@@ -176,6 +179,22 @@ class Messages:
             (PARKED, subscription, subscription, key),
         )
         self._database.touched.add(subscription)
+
+    def last(self) -> int:
+        """The highest number so far: what is stored from now on has higher ones."""
+        found = self._db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'messages'").fetchone()
+        return int(found[0] or 0)
+
+    def drop_part(self, subscription: str, last: int) -> bool:
+        """Be done with the oldest that a subscription holds up to a number; whether many more may be."""
+        next_part = self._db.execute(
+            "SELECT message FROM deliveries WHERE subscription = ? AND message <= ?"
+            " ORDER BY message LIMIT 1 OFFSET ?",
+            (subscription, last, _PART),
+        ).fetchone()
+        if next_part is not None:
+            self._snapshots.release(subscription, "AND message < ?", next_part)
+        return next_part is not None
 
     def drop_all(self, subscription: str, *, published_before: float | None = None) -> None:
         """Be done with everything that a subscription holds, or with what is older than a time."""
