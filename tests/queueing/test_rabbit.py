@@ -88,6 +88,28 @@ class TestRabbitBroker(BrokerContract, SnapshotContract):
         assert len(await broker.list_events("audit", Events(), limit=100)) < 20
 
 
+@pytest.mark.parametrize("state_url", ["sqlite"], indirect=True)
+async def test_a_long_log_is_replayed_part_by_part_up_to_where_it_ended(
+    broker_of_jobs: RabbitBroker,
+) -> None:
+    topic = await broker_of_jobs.get_topic("jobs")
+    await broker_of_jobs.update_topic(replace(topic, log=True))
+    every = [str(number) for number in range(1300)]
+    for start in range(0, len(every), 650):
+        await publish(broker_of_jobs, *every[start : start + 650])
+    await subscribe(broker_of_jobs)
+    (first, *_) = await broker_of_jobs.list_events("jobs", Events(), limit=1)
+    for events in (Events(), Events(from_sequence=first.sequence)):
+        assert await broker_of_jobs.replay("jobs", events, "work") == len(every)
+        found: list[str] = []
+        while len(found) < len(every):
+            deliveries = await pull(broker_of_jobs, wait_s=30)
+            assert deliveries, len(found)
+            found += bodies(deliveries)
+            await broker_of_jobs.acknowledge("work", [delivery.ack_id for delivery in deliveries])
+        assert found == every
+
+
 async def test_the_steps_lead_to_the_tables(state: Database) -> None:
     await state.migrate(SCHEMA)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Self
 
 import structlog
@@ -11,7 +12,7 @@ import structlog
 from services.queueing.backends.rabbit import retained
 from services.queueing.backends.rabbit.consuming import Consuming, Counts
 from services.queueing.backends.rabbit.link import Link, end
-from services.queueing.backends.rabbit.logs import ALL, Logs, event
+from services.queueing.backends.rabbit.logs import Logs, event
 from services.queueing.backends.rabbit.outgoing import Outgoing
 from services.queueing.backends.rabbit.publisher import Publisher
 from services.queueing.backends.rabbit.queues import Queues
@@ -439,12 +440,13 @@ class RabbitBroker:
         self._used(subscription)
         found = await self.get_topic(topic)
         target = await self._state.attached(subscription)
-        read = await self._logs.read(found, events, ALL)
-        wanted = [carried for _, carried in read if target.wants(carried.stored.attributes)]
-        for start in range(0, len(wanted), MAX_BATCH):
-            batch = wanted[start : start + MAX_BATCH]
-            await self._outgoing.deliver([(subscription, again(carried)) for carried in batch])
-        return len(wanted)
+        count = 0
+        async with aclosing(self._logs.every(found, events)) as parts:
+            async for part in parts:
+                wanted = [carried for carried in part if target.wants(carried.stored.attributes)]
+                await self._outgoing.deliver([(subscription, again(carried)) for carried in wanted])
+                count += len(wanted)
+        return count
 
     async def seek(self, subscription: str, position: Position) -> None:
         """See Broker.

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from services.queueing.backends.rabbit.link import BROKEN, away, interrupted
-from services.queueing.backends.rabbit.reading import is_there
+from services.queueing.backends.rabbit.reading import batches, is_there
 from services.queueing.backends.rabbit.topology import DIRECT, TOPICS, log_name, stream_arguments
 from services.queueing.backends.rabbit.wire import MARKER, Carried, Packet, decode
 from services.queueing.kept import Event, Events
 from services.runtime.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
     from services.queueing.backends.rabbit.link import Link
@@ -80,29 +83,15 @@ class Logs:
             FailedPreconditionError: The topic keeps no log, or somebody deleted it.
             UnavailableError: The broker cannot be reached, or the log was not read in time.
         """
-        if not topic.log:
-            raise FailedPreconditionError(
-                f"topic {topic.name!r} keeps no log",
-                reason="TOPIC_HAS_NO_LOG",
-                metadata={"topic": topic.name},
-            )
-        now = time.time()
-        oldest = max(events.after, now - topic.retention_s)
-        reading = _Reading(events, oldest, limit)
+        reading = _Reading(topic, events, limit)
         channel = await self._link.channel()
         try:
             await channel.set_qos(prefetch_count=_PREFETCH)
             queue = await channel.get_queue(log_name(topic.name), ensure=False)
             async with asyncio.timeout(_READ_S):
-                if events.from_sequence > 0:
-                    end = await self._mark(topic, reading, queue)
-                    if end < events.from_sequence:
-                        return []  # what begins behind the end tells nothing, not even that
-                    start: int | datetime = events.from_sequence
-                else:
-                    await self._mark(topic, reading)
-                    # The broker's times are of its chunks: begin a little before, and before the marker.
-                    start = datetime.fromtimestamp(max(0.0, min(oldest, now) - _CHUNK_S), UTC)
+                start = await self._begin(topic, reading, queue)
+                if start is None:
+                    return []
                 await queue.consume(reading.take, arguments={"x-stream-offset": start})
                 await reading.done.wait()
         except ChannelNotFoundEntity:
@@ -117,6 +106,41 @@ class Logs:
             if not channel.is_closed:
                 await channel.close()
         return reading.found[:limit]
+
+    async def every(self, topic: Topic, events: Events) -> AsyncGenerator[list[Carried]]:
+        """All that is there now, oldest first, some hundreds at a time.
+
+        Raises:
+            FailedPreconditionError: The topic keeps no log, or somebody deleted it.
+            UnavailableError: The broker cannot be reached, or told nothing for a minute.
+        """
+        reading = _Reading(topic, events, 0)
+        stream = log_name(topic.name)
+        async with self._link.lent("the log could not be read") as channel:
+            try:
+                await channel.set_qos(prefetch_count=_PREFETCH)
+                queue = await channel.get_queue(stream, ensure=False)
+                async with asyncio.timeout(_READ_S):
+                    start = await self._begin(topic, reading, queue)
+            except ChannelNotFoundEntity:
+                raise _gone(topic) from None
+            except TimeoutError as error:
+                raise away("the log could not be read in time") from error
+            if start is None:
+                return
+            async with aclosing(batches(channel, stream, until=reading.marker, start=start)) as found:
+                async for batch in found:
+                    yield [carried for _, carried in filter(None, map(reading.look, batch))]
+
+    async def _begin(self, topic: Topic, reading: _Reading, queue: AbstractQueue) -> int | datetime | None:
+        """Put the marker behind all that is there; gives where to begin, None if nothing comes after that."""
+        wanted = reading.events.from_sequence
+        if wanted > 0:
+            # What begins behind the end of a stream tells nothing, not even that.
+            return wanted if await self._mark(topic, reading, queue) >= wanted else None
+        await self._mark(topic, reading)
+        # The broker's times are of its chunks: begin a little before, and before the marker.
+        return datetime.fromtimestamp(max(0.0, min(reading.oldest, time.time()) - _CHUNK_S), UTC)
 
     async def _mark(self, topic: Topic, reading: _Reading, queue: AbstractQueue | None = None) -> int:
         """Put the marker behind all that is there; gives its sequence if told the queue."""
@@ -151,24 +175,41 @@ def _gone(topic: Topic) -> FailedPreconditionError:
 class _Reading:
     """One pass along a stream, up to a marker or a number of events."""
 
-    def __init__(self, events: Events, oldest: float, limit: int) -> None:
+    def __init__(self, topic: Topic, events: Events, limit: int) -> None:
+        """Set it up.
+
+        Raises:
+            FailedPreconditionError: The topic keeps no log.
+        """
+        if not topic.log:
+            raise FailedPreconditionError(
+                f"topic {topic.name!r} keeps no log",
+                reason="TOPIC_HAS_NO_LOG",
+                metadata={"topic": topic.name},
+            )
+        self.events = events
+        self.oldest = max(events.after, time.time() - topic.retention_s)
         self.marker = uuid.uuid4().hex
-        self._events = events
-        self._oldest = oldest
         self._limit = limit
         self.found: list[tuple[int, Carried]] = []
         self.done = asyncio.Event()
+
+    def look(self, incoming: AbstractIncomingMessage) -> tuple[int, Carried] | None:
+        """The sequence and the message, if it is wanted and no marker."""
+        if MARKER in incoming.headers:
+            return None
+        carried, sequence = decode(incoming), int(str(incoming.headers["x-stream-offset"]))
+        wanted = sequence >= self.events.from_sequence and _wanted(carried, self.events, self.oldest)
+        return (sequence, carried) if wanted else None
 
     async def take(self, incoming: AbstractIncomingMessage) -> None:
         """Look at a message."""
         if self.done.is_set():
             return
-        headers = incoming.headers
-        if MARKER not in headers:
-            carried, sequence = decode(incoming), int(str(headers["x-stream-offset"]))
-            if sequence >= self._events.from_sequence and _wanted(carried, self._events, self._oldest):
-                self.found.append((sequence, carried))
-        if headers.get(MARKER) == self.marker or len(self.found) >= self._limit:
+        found = self.look(incoming)
+        if found is not None:
+            self.found.append(found)
+        if incoming.headers.get(MARKER) == self.marker or len(self.found) >= self._limit:
             self.done.set()
         await incoming.ack()  # asks for more
 
@@ -187,7 +228,3 @@ def _wanted(carried: Carried, events: Events, oldest: float) -> bool:
 def event(found: tuple[int, Carried]) -> Event:
     """The domain's event."""
     return Event(found[0], found[1].stored)
-
-
-ALL = 10_000_000
-"""More events than a log is read at once."""

@@ -37,7 +37,7 @@ async def is_there(link: Link, stream: str) -> bool:
 
 
 async def batches(
-    channel: AbstractChannel, stream: str, *, until: str, start: str | datetime = "first"
+    channel: AbstractChannel, stream: str, *, until: str, start: str | int | datetime = "first"
 ) -> AsyncGenerator[list[AbstractIncomingMessage]]:
     """Messages of a stream, at most 500 at a time; the marker, which somebody has put there, ends them.
 
@@ -45,7 +45,7 @@ async def batches(
         channel: Of this reading's own, to be closed afterwards.
         stream: Its name.
         until: The marker.
-        start: Where to begin; of a time, at the chunk that holds it.
+        start: Where to begin: a word, a sequence, or a time, which means the chunk that holds it.
 
     Raises:
         UnavailableError: Nothing came for a minute.
