@@ -273,7 +273,7 @@ async def test_a_dead_letter_whose_acknowledgement_is_lost_is_dead_once(broker: 
     wanted = poison.message.message_id
     (carried,) = [each for each in window.messages() if each.stored.message_id == wanted]
     # As when the process dies between the two: the dead letter is written, the acknowledgement is not sent.
-    await broker.bury(window.subscription, carried, "bad")
+    await broker._state.bury("work", carried, "bad")
     await broker._consuming.drop("work")
     assert bodies(await pull(broker, wait_s=30)) == ["good"]
     assert len(await broker.list_dead_letters("work", Where(), limit=10)) == 1

@@ -17,8 +17,8 @@ from services.queueing.backends.rabbit.outgoing import Outgoing
 from services.queueing.backends.rabbit.publisher import Publisher
 from services.queueing.backends.rabbit.queues import Queues
 from services.queueing.backends.rabbit.snapshots import Snapshots
-from services.queueing.backends.rabbit.state import Deferral
 from services.queueing.backends.rabbit.store import SqlState
+from services.queueing.backends.rabbit.to_state import ToState
 from services.queueing.backends.rabbit.wire import Carried, again
 from services.queueing.domain import (
     MAX_BATCH,
@@ -42,11 +42,11 @@ from services.runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
-    from services.queueing.backends.rabbit.state import Parked, State
+    from services.queueing.backends.rabbit.state import State
     from services.queueing.state import Database
 
 log = structlog.get_logger(__name__)
@@ -115,7 +115,7 @@ class RabbitBroker:
             self._state,
             self._receiving,
             self._publisher,
-            self,
+            ToState(self._state, self._queues, lambda name: self._consuming.guard(name)),  # noqa: PLW0108 - it is being made
             leases,
             ordered_window=ordered_window,
             max_set_aside=max_set_aside,
@@ -127,7 +127,7 @@ class RabbitBroker:
             hold_s=hold_s,
             settle_s=settle_s,
             expect=self._consuming.expect,
-            look_for=self._consuming.look_for,
+            look_for=self._consuming.replicas.look_for,
         )
         self._logs = Logs(self._receiving, self._publisher)
         self._database = database
@@ -203,11 +203,6 @@ class RabbitBroker:
         await self._queues.declare(created)
         return created
 
-    async def declare(self, subscription: Subscription) -> None:
-        """See Settling."""
-        await self._state.fresh()
-        await self._queues.declare(await self._state.subscription(subscription.name))
-
     async def get_subscription(self, name: str) -> Subscription:
         """See Broker."""
         await self._state.fresh()
@@ -265,48 +260,6 @@ class RabbitBroker:
             await asyncio.sleep(_TIDY_S)
 
     # Consuming.
-
-    async def defer(self, subscription: Subscription, carried: Carried, due: float) -> None:
-        """See Settling."""
-        await self._state.defer([Deferral(subscription.name, carried, due)])
-
-    async def bury(self, subscription: Subscription, carried: Carried, reason: str) -> None:
-        """See Settling."""
-        await self._state.bury(subscription.name, carried, reason)
-
-    async def finish(self, subscription: Subscription, arrived: Sequence[Carried]) -> None:
-        """See Settling."""
-        await self._state.finish(subscription.name, arrived)
-
-    async def settled(self, subscription: Subscription, arrived: Sequence[Carried]) -> list[bool]:
-        """See Settling."""
-        return await self._state.settled(subscription.name, arrived)
-
-    async def park(self, subscription: Subscription, entries: Sequence[Parked]) -> None:
-        """See Settling."""
-        await self._state.park(subscription.name, entries, self._consuming.guard(subscription.name))
-
-    async def unpark(self, subscription: Subscription, arrived: Sequence[Carried]) -> None:
-        """See Settling."""
-        await self._state.unpark(subscription.name, arrived)
-
-    async def lines(self, subscription: Subscription) -> tuple[dict[str, int], int]:
-        """See Settling."""
-        return await self._state.lines(subscription.name)
-
-    async def parked(
-        self, subscription: Subscription, lines: Mapping[str, int], *, limit: int
-    ) -> dict[str, list[Parked]]:
-        """See Settling."""
-        return await self._state.parked(subscription.name, lines, limit=limit)
-
-    async def pass_over(self, subscription: Subscription) -> dict[str, list[int]]:
-        """See Settling."""
-        return await self._state.pass_over_parked(subscription)
-
-    async def recall(self, subscription: Subscription, arrived: Sequence[Carried]) -> list[Carried | None]:
-        """See Settling."""
-        return await self._state.recall(subscription.name, arrived)
 
     async def pull(
         self, subscription: str, *, max_messages: int, max_bytes: int, wait_s: float

@@ -8,7 +8,6 @@ where it was given out, wherever the consumer says so.
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,11 @@ import structlog
 from services.queueing.backends.rabbit.claims import Claims
 from services.queueing.backends.rabbit.intake import ARRIVAL_S
 from services.queueing.backends.rabbit.link import BROKEN, end, interrupted
-from services.queueing.backends.rabbit.peers import GoneError, Peers, address_in
-from services.queueing.backends.rabbit.state import REPLICA
+from services.queueing.backends.rabbit.others import FORWARD_S, Others, Say, ordered, said_of
+from services.queueing.backends.rabbit.peers import Peers
 from services.queueing.backends.rabbit.streams import Streams
 from services.queueing.backends.rabbit.window import Window
-from services.queueing.backends.rabbit.wire import Carried, from_head, head
-from services.queueing.domain import Delivery, Refusal
+from services.queueing.domain import Refusal
 from services.queueing.resources import Priority
 from services.runtime.errors import (
     FailedPreconditionError,
@@ -34,13 +32,14 @@ from services.runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
     from services.queueing.backends.rabbit.link import Link
     from services.queueing.backends.rabbit.publisher import Publisher
     from services.queueing.backends.rabbit.session import Settling
     from services.queueing.backends.rabbit.state import Guard, State
-    from services.queueing.domain import Stats
+    from services.queueing.backends.rabbit.wire import Carried
+    from services.queueing.domain import Delivery, Stats
     from services.queueing.resources import Subscription
     from services.queueing.state.leases import Leases
 
@@ -50,12 +49,7 @@ _FOLLOW_S = 1.0
 _IDLE_S = 60.0
 _UNASKED_S = 5.0
 """After this, what nobody asks for is given back to other replicas."""
-_FORWARD_S = 5.0
-_FORWARD_BYTES = 4 * 1024 * 1024
 _RETRY_S = 0.1
-_LOOK_S = 2.0
-
-Say = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +102,7 @@ class Consuming:
         self._windows: dict[str, Window] = {}
         self._peers = Peers(link, publisher, self._answer)
         self._claims = Claims(leases, self._peers)
+        self.replicas = Others(self._peers, self._claims, shared=state.shared)
         self.streams = Streams(self._claims, self._peers, shared=state.shared)
         self._others: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -161,20 +156,9 @@ class Consuming:
         """The lease that says that this replica lives; empty while it has none, or is alone."""
         return self._claims.own if self._state.shared else ""
 
-    async def look_for(self, holder: str) -> None:
-        """End the lease of a replica, given by it, that is no more: RabbitMQ knows it earlier."""
-        address = holder.removeprefix(REPLICA)
-        try:
-            async with asyncio.timeout(_LOOK_S):
-                await self._peers.ask(address, {"what": "here"})
-        except GoneError:
-            await self._claims.evict(holder, address)
-        except (TimeoutError, UnavailableError):
-            return  # it lives, for all that we know
-
     def guard(self, name: str) -> Guard | None:
         """For transactions that only the replica may make that has an ordered subscription."""
-        return self._claims.guard(_ordered(name)) if self._state.shared else None
+        return self._claims.guard(ordered(name)) if self._state.shared else None
 
     def messages(self, name: str) -> list[Carried]:
         """What this replica holds of a subscription, in the order in which it came."""
@@ -191,7 +175,7 @@ class Consuming:
         """Close a subscription's window."""
         window = self._windows.pop(name, None)
         try:
-            await self._claims.drop(_ordered(name))  # first, lest another replica has us open it again
+            await self._claims.drop(ordered(name))  # first, lest another replica has us open it again
         finally:
             if window is not None:
                 await window.close()
@@ -209,7 +193,7 @@ class Consuming:
             UnavailableError: A replica did not answer; it follows later.
         """
         await self.change(subscription)
-        for answer in await self._ask_all({"what": "follow", "subscription": subscription.name}):
+        for answer in await self.replicas.ask_all({"what": "follow", "subscription": subscription.name}):
             if isinstance(answer, UnavailableError):  # one of the version before does not know the question
                 raise answer
 
@@ -259,7 +243,7 @@ class Consuming:
             if not owner:
                 deliveries = await self._pull_here(subscription, max_messages, max_bytes, left)
             else:
-                deliveries = await self._pull_there(owner, name, max_messages, max_bytes, left)
+                deliveries = await self.replicas.pull(owner, name, max_messages, max_bytes, left)
             if deliveries or time.monotonic() >= deadline:
                 return deliveries
 
@@ -268,7 +252,7 @@ class Consuming:
         if not self._state.shared or not subscription.ordered:
             return ""
         name = subscription.name
-        owner = await self._claims.take(_ordered(name), lambda: self._spawn(self.drop(name)))
+        owner = await self._claims.take(ordered(name), lambda: self._spawn(self.drop(name)))
         return "" if owner == self._peers.address else owner
 
     async def _pull_here(
@@ -276,7 +260,7 @@ class Consuming:
     ) -> list[Delivery]:
         deadline = time.monotonic() + wait_s
         name, apart = subscription.name, self._state.shared and subscription.ordered
-        while not apart or self._claims.has(_ordered(name)):
+        while not apart or self._claims.has(ordered(name)):
             window = await self._window(name)
             if wait_s == 0:
                 # Beside others, what was published here may well arrive there.
@@ -294,27 +278,6 @@ class Consuming:
                 continue
         return []  # another replica has it now
 
-    async def _pull_there(
-        self, owner: str, name: str, max_messages: int, max_bytes: int, wait_s: float
-    ) -> list[Delivery]:
-        wait_s = min(wait_s, _FORWARD_S)
-        question = {
-            "what": "pull",
-            "subscription": name,
-            "max_messages": max_messages,
-            "max_bytes": min(max_bytes, _FORWARD_BYTES),
-            "wait_s": wait_s,
-        }
-        try:
-            answer = await self._peers.ask(owner, question, wait_s=wait_s)
-        except GoneError:
-            await self._claims.evict(_ordered(name), owner)
-            return []
-        if "moved" in answer:
-            await asyncio.sleep(_RETRY_S)
-            return []
-        return [_delivery(said) for said in answer["deliveries"]]
-
     # Settling.
 
     async def acknowledge(self, name: str, ack_ids: Sequence[str]) -> list[str]:
@@ -324,7 +287,7 @@ class Consuming:
             window = await self._present(name)
             return list(ids) if window is None else await window.acknowledge(ids)
 
-        return await self._settle(name, "acknowledge", [(ack_id, ack_id) for ack_id in ack_ids], here)
+        return await self.replicas.settle(name, "acknowledge", [(ack_id, ack_id) for ack_id in ack_ids], here)
 
     async def nack(self, name: str, refusals: Sequence[Refusal]) -> list[str]:
         """See Broker."""
@@ -335,7 +298,7 @@ class Consuming:
             return [refusal.ack_id for refusal in given] if window is None else await window.nack(given)
 
         said = [(r.ack_id, [r.ack_id, r.reason, r.delay_s, r.dead]) for r in refusals]
-        return await self._settle(name, "nack", said, here)
+        return await self.replicas.settle(name, "nack", said, here)
 
     async def extend(self, name: str, leases: Sequence[tuple[str, float]]) -> list[str]:
         """See Broker."""
@@ -346,43 +309,15 @@ class Consuming:
                 [ack_id for ack_id, _ in said] if window is None else window.extend([(a, s) for a, s in said])
             )
 
-        return await self._settle(name, "extend", [(ack_id, [ack_id, s]) for ack_id, s in leases], here)
+        return await self.replicas.settle(
+            name, "extend", [(ack_id, [ack_id, s]) for ack_id, s in leases], here
+        )
 
     async def _present(self, name: str) -> Window | None:
         window = self._windows.get(name)
         if window is None:
             await self._state.subscription(name)
         return window
-
-    async def _settle(
-        self,
-        name: str,
-        what: str,
-        said: Sequence[tuple[str, Any]],
-        here: Callable[[Sequence[Any]], Awaitable[list[str]]],
-    ) -> list[str]:
-        """Tell each replica what is said of its leases; the ids of those that had ended."""
-        groups: dict[str, list[tuple[str, Any]]] = {}
-        for ack_id, entry in said:
-            address = address_in(ack_id)
-            groups.setdefault("" if address == self._peers.address else address, []).append((ack_id, entry))
-
-        async def tell(address: str, entries: list[tuple[str, Any]]) -> list[str]:
-            if not address or not self._state.shared:
-                return await here([entry for _, entry in entries])
-            question = {"what": what, "subscription": name, "leases": [entry for _, entry in entries]}
-            try:
-                return list((await self._peers.ask(address, question))["expired"])
-            except GoneError:
-                return [ack_id for ack_id, _ in entries]  # its messages are with the broker again
-
-        results = await asyncio.gather(*(tell(*group) for group in groups.items()), return_exceptions=True)
-        expired: list[str] = []
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-            expired += result
-        return expired
 
     # Answering other replicas.
 
@@ -416,15 +351,15 @@ class Consuming:
         raise InvalidArgumentError(f"a replica asks for {what!r}", reason="REPLICA_QUESTION_UNKNOWN")
 
     async def _answer_pull(self, name: str, question: Say) -> Say:
-        if not self._claims.has(_ordered(name)):
+        if not self._claims.has(ordered(name)):
             return {"moved": True}
         deliveries = await self._pull_here(
             await self._state.attached(name),
             question["max_messages"],
             question["max_bytes"],
-            min(question["wait_s"], _FORWARD_S),
+            min(question["wait_s"], FORWARD_S),
         )
-        answer: Say = {"deliveries": [_said(delivery) for delivery in deliveries]}
+        answer: Say = {"deliveries": [said_of(delivery) for delivery in deliveries]}
         if deliveries:
             leases = [[delivery.ack_id, 0.0] for delivery in deliveries]
             answer["given"] = {"subscription": name, "leases": leases}
@@ -432,26 +367,12 @@ class Consuming:
 
     # What concerns every replica.
 
-    async def _ask_all(self, question: Say) -> list[Say | PlexusError]:
-        if not self._state.shared:
-            return []
-
-        async def ask(address: str) -> Say | PlexusError:
-            try:
-                return await self._peers.ask(address, question)
-            except GoneError:
-                return {}
-            except PlexusError as error:
-                return error
-
-        return await asyncio.gather(*map(ask, await self._claims.others()))
-
     async def settle(self, subscription: Subscription) -> None:
         """Do, wherever messages are, what the time asks for."""
         name = subscription.name
         window = self._windows.get(name)
         if window is None:
-            answers = await self._ask_all({"what": "settle", "subscription": name})
+            answers = await self.replicas.ask_all({"what": "settle", "subscription": name})
             if any(isinstance(answer, dict) and answer.get("there") for answer in answers):
                 return
             if await self._owner(subscription):
@@ -459,7 +380,7 @@ class Consuming:
             window = await self._window(name)
         else:
             window = await self._window(name)
-            await self._ask_all({"what": "settle", "subscription": name})
+            await self.replicas.ask_all({"what": "settle", "subscription": name})
         await window.arrivals(_RETRY_S if self._others else ARRIVAL_S)
         await window.settle()
 
@@ -469,7 +390,7 @@ class Consuming:
 
     async def counts(self, name: str) -> Counts:
         """Of all replicas that answer."""
-        answers = await self._ask_all({"what": "counts", "subscription": name})
+        answers = await self.replicas.ask_all({"what": "counts", "subscription": name})
         here, past = self._counts_here(name)
         counted: list[Iterable[int]] = [here]
         past_seek = set(past)
@@ -491,27 +412,8 @@ class Consuming:
         Raises:
             UnavailableError: A replica did not answer.
         """
-        for answer in await self._ask_all({"what": "clear", "subscription": name}):
+        for answer in await self.replicas.ask_all({"what": "clear", "subscription": name}):
             if isinstance(answer, PlexusError):
                 raise answer
         if name in self._windows or not self._state.shared:
             await (await self._window(name)).clear()
-
-
-def _ordered(name: str) -> str:
-    return f"ordered/{name}"
-
-
-def _said(delivery: Delivery) -> Say:
-    return {
-        "ack_id": delivery.ack_id,
-        "attempt": delivery.attempt,
-        "message_id": delivery.message.message_id,
-        "head": head(Carried(delivery.message)),
-        "data": base64.b64encode(delivery.data).decode(),
-    }
-
-
-def _delivery(said: Say) -> Delivery:
-    message = from_head(said["head"], said["message_id"], base64.b64decode(said["data"])).stored
-    return Delivery(said["ack_id"], message, said["attempt"])

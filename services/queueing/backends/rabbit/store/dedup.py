@@ -6,7 +6,7 @@ import hashlib
 import uuid
 from typing import TYPE_CHECKING
 
-from sqlalchemy import case, delete, or_, select, update
+from sqlalchemy import case, or_, select, update
 
 from services.queueing.backends.rabbit.state import REPLICA, Reservation
 from services.queueing.backends.rabbit.store.tables import DEDUP
@@ -108,12 +108,6 @@ class Dedup:
             for some in _parts(sorted(keys)):
                 ours = DEDUP.c.token.in_(self._tokens) & (DEDUP.c.until > 0)
                 await connection.execute(update(DEDUP).where(DEDUP.c.key.in_(some), ours).values(until=1))
-
-    async def forget_old(self) -> None:
-        """Delete ids whose window is over."""
-        async with self._database.transaction() as connection:
-            now = await self._database.now(connection)
-            await connection.execute(delete(DEDUP).where(DEDUP.c.seen < now - self._window_s))
 
 
 def _is_dead(now: float) -> ColumnElement[bool]:

@@ -10,7 +10,7 @@ import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, null, select, union_all
+from sqlalchemy import bindparam, null, select, union_all
 
 from services.queueing.backends.rabbit.store.tables import DEAD_LETTERS, DEFERRED, FINISHED, PARKED
 from services.queueing.backends.rabbit.wire import from_head
@@ -37,9 +37,8 @@ def finished_key(subscription: str, carried: Carried) -> str:
 class Finished:
     """Remembers for as long as deduplication ids are."""
 
-    def __init__(self, database: Database, *, window_s: float) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._window_s = window_s
 
     async def write(self, keys: Sequence[str]) -> list[None]:
         """Remember deliveries, given as `finished_key`."""
@@ -52,12 +51,6 @@ class Finished:
         now = await self._database.now(connection)
         rows = [{"key": key, "seen": now} for key in sorted(set(keys))]
         await connection.execute(self._database.insert(FINISHED).on_conflict_do_nothing(), rows)
-
-    async def forget_old(self) -> None:
-        """Delete what is older than the window."""
-        async with self._database.transaction() as connection:
-            now = await self._database.now(connection)
-            await connection.execute(delete(FINISHED).where(FINISHED.c.seen < now - self._window_s))
 
     async def settled(self, subscription: str, arrived: Sequence[Carried]) -> list[bool]:
         """For each message that came, whether it is over: finished, dead, in a line, deferred anew."""

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
 import structlog
+from sqlalchemy import delete
 
 from services.queueing.backends.rabbit.link import end
 from services.queueing.backends.rabbit.store import snapshots
@@ -17,7 +18,7 @@ from services.queueing.backends.rabbit.store.deferred import Deferred
 from services.queueing.backends.rabbit.store.finished import Finished, finished_key
 from services.queueing.backends.rabbit.store.gathered import Gathered
 from services.queueing.backends.rabbit.store.parked import Lines
-from services.queueing.backends.rabbit.store.tables import SCHEMA
+from services.queueing.backends.rabbit.store.tables import DEDUP, FINISHED, SCHEMA
 from services.queueing.kept import Where
 from services.queueing.state import leases
 from services.runtime.errors import PlexusError
@@ -74,7 +75,8 @@ class SqlState:
         self._dedup = Dedup(database, window_s=dedup_window_s, hold_s=hold_s, holder=holder)
         self._reserving = Gathered(self._dedup.reserve, waiting=max_waiting)
         self._confirming = Gathered(self._dedup.confirm, waiting=max_waiting)
-        self._finished = Finished(database, window_s=dedup_window_s)
+        self._finished = Finished(database)
+        self._window_s = dedup_window_s
         self._deferring = Gathered(self._deferred.write, waiting=max_waiting)
         self._finishing = Gathered(self._finished.write, waiting=max_waiting)
         self._lines = Lines(database, self._finished)
@@ -205,8 +207,10 @@ class SqlState:
 
     async def tidy(self) -> None:
         """See State."""
-        await self._dedup.forget_old()
-        await self._finished.forget_old()
+        for table in (DEDUP, FINISHED):
+            async with self._database.transaction() as connection:
+                before = await self._database.now(connection) - self._window_s
+                await connection.execute(delete(table).where(table.c.seen < before))
 
     async def finish(self, subscription: str, arrived: Sequence[Carried]) -> None:
         """See State."""
