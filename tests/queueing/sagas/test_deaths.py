@@ -95,8 +95,9 @@ async def killed_at(point: int, plan: Plan) -> bool:
 
 
 async def test_a_saga_survives_the_death_of_its_driver_at_any_point(tmp_path: Path) -> None:
-    """Before and after a request is sent, when that is written, before and after its answer is, and when that
-    is acknowledged: six points for each of three attempts."""
+    """When it is started; before and after a request is sent, before and after its answer is written: four
+    points for each of three attempts. Acknowledgements come beside them, the last perhaps after the end; that
+    a request was sent is written only if its answer takes long."""
     room = asyncio.Semaphore(AT_ONCE)
 
     async def one(point: int) -> bool:
@@ -106,7 +107,7 @@ async def test_a_saga_survives_the_death_of_its_driver_at_any_point(tmp_path: Pa
 
     died = await asyncio.gather(*(one(point) for point in range(1, 20)))
     assert died[0]
-    assert sum(died) >= 16, died
+    assert sum(died) >= 13, died
 
 
 async def test_a_request_that_is_sent_again_is_stored_once(tmp_path: Path) -> None:
