@@ -20,6 +20,8 @@ MAX_OUTSTANDING = 10_000
 DEFAULT_OUTSTANDING = 100
 DEFAULT_OUTSTANDING_BYTES = 64 * 1024 * 1024
 _PULL_WAIT_S = 30.0
+_AHEAD = 64
+"""What a consumer may say before the first of it is done."""
 _GATHER_S = 0.001
 _GATHER_MAX_S = 0.005
 """A batch costs more than the messages in it: after each, others gather so long for each of its messages."""
@@ -82,14 +84,17 @@ class Consumer:
         self._subscription = subscription
         self._flow = flow
         self._held: dict[str, int] = {}
+        self._settling: set[str] = set()
         self._room = asyncio.Event()
         self._draining = asyncio.Event()
-        # The reader stops when the consumer does not take what it is sent.
+        # The reader stops when the consumer says more than is done, or does not take what it is sent.
+        self._said: asyncio.Queue[Instructions] = asyncio.Queue(maxsize=_AHEAD)
         self._out: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(maxsize=4)
 
     async def run(self, instructions: AsyncIterator[Instructions]) -> AsyncIterator[Batch]:
         """Hand out messages until the consumer goes away; then its messages are free again at once."""
-        tasks = [asyncio.create_task(self._read(instructions)), asyncio.create_task(self._pull())]
+        works = (self._read(instructions), self._settle(), self._pull())
+        tasks = [asyncio.create_task(work) for work in works]
         for task in tasks:
             task.add_done_callback(self._ended)
         try:
@@ -101,9 +106,10 @@ class Consumer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self._held:
+            # What was not settled too: of an acknowledgement that was on its way nobody was told.
+            leases = [(ack_id, 0.0) for ack_id in (*self._held, *self._settling)]
+            if leases:
                 # Shielded: the stream's own cancellation is the usual way to get here.
-                leases = [(ack_id, 0.0) for ack_id in self._held]
                 await asyncio.shield(self._broker.extend(self._subscription, leases))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -117,33 +123,54 @@ class Consumer:
         async for said in instructions:
             if said.drain:
                 self._draining.set()
-            done = [*said.acknowledge, *(refusal.ack_id for refusal in said.refusals)]
             # The consumer has room for others from now on, while these are being made durable.
-            settling = {ack_id: self._held.pop(ack_id) for ack_id in done if ack_id in self._held}
-            if settling:
-                self._room.set()
-            try:
-                expired = await self._settle(said)
-            except BaseException:
-                self._held |= settling  # with the stream's end they are free
-                raise
-            done = [*expired, *(ack_id for ack_id, seconds in said.extensions if seconds == 0)]
+            for ack_id in _settled(said):
+                if ack_id in self._held:
+                    del self._held[ack_id]
+                    self._settling.add(ack_id)
+                    self._room.set()
+            await self._said.put(said)
+        await self._said.join()
+
+    async def _settle(self) -> None:
+        """Do what the consumer says, in its order; acknowledgements that wait are made durable together."""
+        while True:
+            group = [await self._said.get()]
+            acknowledged = list(group[0].acknowledge)
+            while (
+                not (group[-1].refusals or group[-1].extensions)
+                and len(acknowledged) < MAX_BATCH
+                and not self._said.empty()
+            ):
+                group.append(self._said.get_nowait())
+                acknowledged += group[-1].acknowledge
+            expired = await self._do(acknowledged, group[-1].refusals, group[-1].extensions)
+            done = [*expired, *(ack_id for ack_id, seconds in group[-1].extensions if seconds == 0)]
             for ack_id in done:
                 self._held.pop(ack_id, None)
             if done:
                 self._room.set()
+            for said in group:
+                self._settling.difference_update(_settled(said))
             if expired:
                 await self._out.put(Batch([], expired))
+            for _ in group:
+                self._said.task_done()
 
-    async def _settle(self, said: Instructions) -> list[str]:
-        """Do what is said; gives the ids whose lease had ended."""
+    async def _do(
+        self,
+        acknowledged: Sequence[str],
+        refusals: Sequence[Refusal],
+        extensions: Sequence[tuple[str, float]],
+    ) -> list[str]:
+        """Do it; gives the ids whose lease had ended."""
         expired: list[str] = []
-        if said.acknowledge:
-            expired += await self._broker.acknowledge(self._subscription, said.acknowledge)
-        if said.refusals:
-            expired += await self._broker.nack(self._subscription, said.refusals)
-        if said.extensions:
-            expired += await self._broker.extend(self._subscription, said.extensions)
+        if acknowledged:
+            expired += await self._broker.acknowledge(self._subscription, acknowledged)
+        if refusals:
+            expired += await self._broker.nack(self._subscription, refusals)
+        if extensions:
+            expired += await self._broker.extend(self._subscription, extensions)
         return expired
 
     async def _pull(self) -> None:
@@ -168,6 +195,11 @@ class Consumer:
                 filled = len(deliveries) == count
                 await gather(len(deliveries), self._held, self._flow.messages, self._room, filled=filled)
         await asyncio.Event().wait()  # the consumer ends its stream
+
+
+def _settled(said: Instructions) -> list[str]:
+    """Messages that the consumer is done with, or gives back."""
+    return [*said.acknowledge, *(refusal.ack_id for refusal in said.refusals)]
 
 
 async def gather(handed_out: int, held: Sized, bound: int, room: asyncio.Event, *, filled: bool) -> None:

@@ -31,8 +31,10 @@ class SlowBroker(SqliteBroker):
         super().__init__(file)
         self.may = asyncio.Event()
         self.fails = False
+        self.acknowledged: list[Sequence[str]] = []
 
     async def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> list[str]:
+        self.acknowledged.append(ack_ids)
         await self.may.wait()
         if self.fails:
             raise UnavailableError("the disk is away", reason="DISK_AWAY")
@@ -58,10 +60,10 @@ async def broker(tmp_path: Path) -> AsyncIterator[SlowBroker]:
         yield opened
 
 
-def _stream(broker: SlowBroker, said: asyncio.Queue[Said]) -> aclosing[AsyncGenerator[Batch]]:
+def _stream(broker: SlowBroker, said: asyncio.Queue[Said | None]) -> aclosing[AsyncGenerator[Batch]]:
     async def instructions() -> AsyncIterator[Said]:
-        while True:
-            yield await said.get()
+        while (words := await said.get()) is not None:
+            yield words
 
     consumer = Consumer(broker, "work", FlowControl(messages=1))
     return aclosing(cast("AsyncGenerator[Batch]", consumer.run(instructions())))
@@ -70,7 +72,7 @@ def _stream(broker: SlowBroker, said: asyncio.Queue[Said]) -> aclosing[AsyncGene
 async def test_the_next_message_comes_while_the_last_ones_acknowledgement_is_made_durable(
     broker: SlowBroker,
 ) -> None:
-    said: asyncio.Queue[Said] = asyncio.Queue()
+    said: asyncio.Queue[Said | None] = asyncio.Queue()
     async with asyncio.timeout(60), _stream(broker, said) as batches:
         first = await anext(batches)
         said.put_nowait(Said([first.deliveries[0].ack_id]))
@@ -85,7 +87,7 @@ async def test_the_next_message_comes_while_the_last_ones_acknowledgement_is_mad
 async def test_what_could_not_be_settled_is_free_when_the_stream_has_failed(broker: SlowBroker) -> None:
     broker.fails = True
     broker.may.set()
-    said: asyncio.Queue[Said] = asyncio.Queue()
+    said: asyncio.Queue[Said | None] = asyncio.Queue()
 
     async def consume() -> None:
         async with _stream(broker, said) as batches:
@@ -96,6 +98,29 @@ async def test_what_could_not_be_settled_is_free_when_the_stream_has_failed(brok
         with pytest.raises(UnavailableError):
             await consume()
     assert sorted(await arriving(broker, count=2)) == ["a", "b"]
+
+
+async def test_what_is_acknowledged_meanwhile_is_made_durable_together_and_before_the_end(
+    broker: SlowBroker,
+) -> None:
+    await publish(broker, "c", "d")
+    said: asyncio.Queue[Said | None] = asyncio.Queue()
+    async with asyncio.timeout(60), _stream(broker, said) as batches:
+        ids = []
+        for _ in range(4):
+            ids.append((await anext(batches)).deliveries[0].ack_id)
+            said.put_nowait(Said([ids[-1]]))
+        said.put_nowait(Said(extensions=[(ids[3], 0.0)]))  # behind its acknowledgement: it has ended
+        said.put_nowait(Said(["unknown"]))
+        said.put_nowait(None)
+        while not said.empty():  # noqa: ASYNC110 - polls a stream
+            await asyncio.sleep(0.01)
+        broker.may.set()
+        expired = [ack_id async for batch in batches for ack_id in batch.expired]
+    assert broker.acknowledged == [ids[:1], ids[1:], ["unknown"]]
+    assert expired == [ids[3], "unknown"]
+    stats = await broker.stats("work")
+    assert (stats.ready, stats.leased) == (0, 0)
 
 
 async def _waits(handed_out: int, held: int, *, filled: bool) -> bool:
