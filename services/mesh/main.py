@@ -113,7 +113,8 @@ async def serve(state_dir: Path, port: int, ready: Callable[[], None], stop: asy
             # Clients keep what they have until the catalogue is known; an empty mesh would take it away.
             if await unless(stop, known.wait()):
                 await server.start()
-                if not member.rules_known.is_set() and await unless(stop, member.rules_known.wait()):
+                # Also if the rules became known since it was registered.
+                if registration.instance != own and await unless(stop, member.rules_known.wait()):
                     registration.replace(own)
                 if not stop.is_set():
                     await health.set("", health_pb2.HealthCheckResponse.SERVING)

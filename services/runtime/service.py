@@ -276,7 +276,7 @@ async def _admitted(
 ) -> None:
     """Wait until the instance is registered as one that serves, or it is time to stop."""
     await _first(registration.registered.wait(), stop.wait(), crashed)
-    if not member.rules_known.is_set():
+    if registration.instance != instance:  # also if the rules became known since
         await _first(member.rules_known.wait(), stop.wait(), crashed)
         if not stop.is_set():
             registration.replace(instance)

@@ -91,6 +91,11 @@ class Registration:
         self._changed = asyncio.Event()
         self.registered = asyncio.Event()
 
+    @property
+    def instance(self) -> Instance:
+        """What is registered, or is about to be."""
+        return self._instance
+
     def set_health(self, health: Health) -> None:
         """Report another health, at once; who leaves does not come back."""
         if self._instance.health not in {health, Health.DRAINING}:
