@@ -190,6 +190,13 @@ async def test_a_file_of_the_first_version_keeps_everything(tmp_path: Path) -> N
         assert await publish(broker, "new")
 
 
+def _assert_no_message_is_left(file: Path) -> None:
+    with sqlite3.connect(file) as db:
+        for table in ("messages", "shares", "deliveries"):
+            assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608 - constants
+    db.close()
+
+
 async def test_a_message_of_several_subscriptions_is_kept_until_the_last_is_done(tmp_path: Path) -> None:
     file = tmp_path / "queue.sqlite"
     db = sqlite3.connect(file)
@@ -216,10 +223,7 @@ async def test_a_message_of_several_subscriptions_is_kept_until_the_last_is_done
         assert bodies(kept) == ["a", "new"]
         await broker.acknowledge("two", [kept[0].ack_id])
         await broker.delete_subscription("two")
-    with sqlite3.connect(file) as db:
-        for table in ("messages", "shares", "deliveries"):
-            assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608 - constants
-    db.close()
+    _assert_no_message_is_left(file)
 
 
 async def test_a_subscription_is_deleted_with_more_than_goes_at_once(tmp_path: Path) -> None:
@@ -234,10 +238,7 @@ async def test_a_subscription_is_deleted_with_more_than_goes_at_once(tmp_path: P
         await subscribe(broker, "later")
         assert [(await broker.stats(name)).ready for name in ("work", "later")] == [6000, 0]
         await broker.delete_subscription("work")
-    with sqlite3.connect(file) as db:
-        for table in ("messages", "shares", "deliveries"):
-            assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608 - constants
-    db.close()
+    _assert_no_message_is_left(file)
 
 
 async def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
